@@ -1,0 +1,1 @@
+//! Front ends for `/dev/iommu` and the memory of their callers.

@@ -1,0 +1,3 @@
+//! The softiommu program.
+
+fn main() {}

@@ -1,0 +1,12 @@
+//! iommufd in userspace: contexts, objects, IOAS, pins, HWPTs, devices and simulated IOMMUs.
+//!
+//! A front end (see [`caller`]) gives each open of `/dev/iommu` a [`Context`] and hands it the
+//! calls of its callers. The engine decides what the kernel would answer. It knows no FUSE, no
+//! seccomp and no descriptor number.
+
+pub mod caller;
+pub mod file;
+pub mod inject;
+pub mod memory;
+
+pub use nix::errno::Errno;

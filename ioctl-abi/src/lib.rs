@@ -1,0 +1,2 @@
+//! The Linux iommufd uAPI: structs, commands, decoding and printing.
+#![no_std]
