@@ -5,8 +5,12 @@
 //! seccomp and no descriptor number.
 
 pub mod caller;
+pub mod context;
+pub mod domain;
 pub mod file;
 pub mod inject;
 pub mod memory;
+pub mod object;
 
+pub use context::{Context, Engine, Node};
 pub use nix::errno::Errno;

@@ -1,0 +1,252 @@
+//! The object table of a context: ids, kinds, and who still uses what.
+//!
+//! Ids are the kernel's: the lowest free one, from 1. An object that another one needs is held by
+//! a [`Use`]; while there is one, `IOMMU_DESTROY` answers `EBUSY`. An object that goes gives back
+//! what it used by dropping its `Use`s, so a context can be emptied in any order that the objects
+//! allow.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::Errno;
+use crate::inject;
+
+/// What an object is, named as in the uAPI header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// A kernel user of an IOAS, from the kAPI.
+    Access,
+    /// A device bound by an external driver.
+    Device,
+    /// A fault queue.
+    Fault,
+    /// A hardware queue of a vIOMMU.
+    HwQueue,
+    /// A hardware page table that maps an IOAS.
+    HwptPaging,
+    /// A hardware page table whose first stage the user owns.
+    HwptNested,
+    /// An I/O address space.
+    Ioas,
+    /// A device made by the selftest's mock bus.
+    SelftestDevice,
+    /// A device as a vIOMMU sees it.
+    Vdevice,
+    /// An event queue of a vIOMMU.
+    Veventq,
+    /// A virtual IOMMU.
+    Viommu,
+}
+
+/// Something with an id.
+pub trait Object: Any + Send + Sync {
+    /// What it is.
+    fn kind(&self) -> Kind;
+
+    /// Whether `IOMMU_DESTROY` may end it (a bound device it may not: `EBUSY`).
+    fn destroyable(&self) -> bool {
+        true
+    }
+
+    /// Undoes what the object did to others. It is out of the table and nobody uses it.
+    fn destroy(&self) {}
+}
+
+/// A reference that keeps an object from being destroyed.
+pub struct Use<T: ?Sized> {
+    object: Arc<T>,
+    users: Arc<AtomicU32>,
+}
+
+impl<T: ?Sized> Use<T> {
+    /// The object, for who must not keep it from being destroyed.
+    pub fn object(&self) -> &Arc<T> {
+        &self.object
+    }
+}
+
+impl<T: ?Sized> Deref for Use<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.object
+    }
+}
+
+impl<T: ?Sized> Clone for Use<T> {
+    fn clone(&self) -> Self {
+        self.users.fetch_add(1, Ordering::Relaxed);
+        Self { object: self.object.clone(), users: self.users.clone() }
+    }
+}
+
+impl<T: ?Sized> Drop for Use<T> {
+    fn drop(&mut self) {
+        self.users.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for Use<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Use").field("users", &self.users).finish_non_exhaustive()
+    }
+}
+
+struct Entry {
+    /// Nothing while the id is only reserved.
+    object: Option<Arc<dyn Object>>,
+    users: Arc<AtomicU32>,
+}
+
+/// Ids and objects of one context. Its lock is held for a look-up and never while an object works.
+#[derive(Default)]
+pub struct Objects {
+    table: Mutex<BTreeMap<u32, Entry>>,
+}
+
+/// An id that is taken and not yet visible. Dropping it gives the id back.
+pub struct Reserved<'a> {
+    objects: &'a Objects,
+    id: u32,
+    armed: bool,
+}
+
+impl Reserved<'_> {
+    /// The id that the object will have.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Makes `object` visible under the id.
+    pub fn commit(mut self, object: Arc<dyn Object>) {
+        self.armed = false;
+        if let Some(entry) = self.objects.table.lock().get_mut(&self.id) {
+            entry.object = Some(object);
+        }
+    }
+
+    /// Makes `object` visible and used by the caller from the first moment.
+    pub fn commit_used<T: Object>(mut self, object: Arc<T>) -> Use<T> {
+        self.armed = false;
+        let mut table = self.objects.table.lock();
+        let entry =
+            table.entry(self.id).or_insert_with(|| Entry { object: None, users: Arc::default() });
+        entry.object = Some(object.clone());
+        entry.users.fetch_add(1, Ordering::Relaxed);
+        Use { object, users: entry.users.clone() }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.objects.table.lock().remove(&self.id);
+        }
+    }
+}
+
+impl Objects {
+    /// Takes the lowest free id. `ENOMEM` by fault injection or when no id is left.
+    pub fn reserve(&self) -> Result<Reserved<'_>, Errno> {
+        inject::site("object: allocate")?;
+        inject::site("object: id")?;
+        let mut table = self.table.lock();
+        let mut id = 1;
+        for &taken in table.keys() {
+            if taken != id {
+                break;
+            }
+            id = taken.checked_add(1).ok_or(Errno::ENOSPC)?;
+        }
+        table.insert(id, Entry { object: None, users: Arc::default() });
+        Ok(Reserved { objects: self, id, armed: true })
+    }
+
+    /// The object `id`, kept from being destroyed while the answer lives. `ENOENT` when there is
+    /// none or it is of another kind.
+    pub fn get<T: Object>(&self, id: u32) -> Result<Use<T>, Errno> {
+        let any = self.get_any(id)?;
+        let erased: Arc<dyn Any + Send + Sync> = any.object.clone();
+        let object = erased.downcast::<T>().map_err(|_| Errno::ENOENT)?;
+        any.users.fetch_add(1, Ordering::Relaxed);
+        Ok(Use { object, users: any.users.clone() })
+    }
+
+    /// The object `id` of any kind. `ENOENT` when there is none.
+    pub fn get_any(&self, id: u32) -> Result<Use<dyn Object>, Errno> {
+        let table = self.table.lock();
+        let entry = table.get(&id).ok_or(Errno::ENOENT)?;
+        let object = entry.object.clone().ok_or(Errno::ENOENT)?;
+        entry.users.fetch_add(1, Ordering::Acquire);
+        Ok(Use { object, users: entry.users.clone() })
+    }
+
+    /// Takes the object `id` out, if nobody uses it, and undoes it. `ENOENT`, `EBUSY`.
+    pub fn destroy(&self, id: u32) -> Result<(), Errno> {
+        let object = {
+            let mut table = self.table.lock();
+            let entry = table.get(&id).ok_or(Errno::ENOENT)?;
+            let object = entry.object.clone().ok_or(Errno::ENOENT)?;
+            if entry.users.load(Ordering::Acquire) != 0 || !object.destroyable() {
+                return Err(Errno::EBUSY);
+            }
+            table.remove(&id);
+            object
+        };
+        object.destroy();
+        Ok(())
+    }
+
+    /// Takes `id` out although it may not be destroyed by its user: for its owner in the engine.
+    /// Answers whether it was there and unused.
+    pub fn remove(&self, id: u32) -> bool {
+        let mut table = self.table.lock();
+        let unused = table.get(&id).is_some_and(|e| e.users.load(Ordering::Acquire) == 0);
+        let object = if unused { table.remove(&id).and_then(|e| e.object) } else { None };
+        drop(table);
+        if let Some(object) = object {
+            object.destroy();
+        }
+        unused
+    }
+
+    /// Destroys all, users before what they use. Answers the ids that would not go: none, unless
+    /// somebody outside the table still holds a [`Use`].
+    pub fn clear(&self) -> Vec<u32> {
+        loop {
+            let gone: Vec<Entry> = {
+                let mut table = self.table.lock();
+                let free: Vec<u32> = table
+                    .iter()
+                    .rev()
+                    .filter(|(_, e)| e.users.load(Ordering::Acquire) == 0)
+                    .map(|(&id, _)| id)
+                    .collect();
+                free.iter().filter_map(|id| table.remove(id)).collect()
+            };
+            if gone.is_empty() {
+                return self.table.lock().keys().copied().collect();
+            }
+            for entry in gone {
+                if let Some(object) = entry.object {
+                    object.destroy();
+                }
+            }
+        }
+    }
+
+    /// How many ids are taken.
+    pub fn len(&self) -> usize {
+        self.table.lock().len()
+    }
+
+    /// Whether no id is taken.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
