@@ -5,6 +5,8 @@
 //! 1. [`Context::serial`]: commands of one context run one after another. Calls of external
 //!    drivers that change what a device is attached to (the kAPI's bind, attach, replace, detach)
 //!    take it, too. The selftest's command is such a driver: it takes no lock and calls the kAPI.
+//!    It is reentrant, because an object that is destroyed may belong to an external driver,
+//!    which then unbinds its device.
 //! 2. The lock of an IOAS (`iopt`), one at a time; `IOMMU_IOAS_COPY` takes them in id order.
 //! 3. The lock inside one object (a device's group, a vIOMMU, an event queue).
 //! 4. The object table ([`crate::object::Objects`]) and accounts: held for a look-up only.
@@ -13,12 +15,13 @@
 //! unpin. Contexts share no lock but the accounts' counters, which are atomics.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 use crate::file::ContextId;
 use crate::object::Objects;
+use crate::viommu::mmap::Mmaps;
 
 /// Which node was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +42,23 @@ pub struct Context {
     id: ContextId,
     node: Node,
     engine: Arc<Engine>,
-    serial: Mutex<()>,
+    serial: ReentrantMutex<()>,
     objects: Objects,
+    mmaps: Mmaps,
+    /// The opener, until [`Context::close`], and every [`Hold`].
+    holds: AtomicUsize,
+}
+
+/// Keeps a context open after its last descriptor is closed, as a file of it or an external
+/// driver's device does. The last one to go closes it.
+pub struct Hold {
+    context: Arc<Context>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.context.close();
+    }
 }
 
 impl Engine {
@@ -56,8 +74,10 @@ impl Engine {
             id,
             node,
             engine: self.clone(),
-            serial: Mutex::new(()),
+            serial: ReentrantMutex::new(()),
             objects: Objects::default(),
+            mmaps: Mmaps::default(),
+            holds: AtomicUsize::new(1),
         })
     }
 }
@@ -84,12 +104,27 @@ impl Context {
     }
 
     /// Makes this the only command of the context.
-    pub(crate) fn serial(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn serial(&self) -> ReentrantMutexGuard<'_, ()> {
         self.serial.lock()
     }
 
-    /// The last descriptor is closed: destroys every object. Answers how many would not go.
+    /// What `mmap` finds.
+    pub(crate) fn mmaps(&self) -> &Mmaps {
+        &self.mmaps
+    }
+
+    /// Keeps it open while the answer lives.
+    pub(crate) fn hold(self: &Arc<Self>) -> Hold {
+        self.holds.fetch_add(1, Ordering::Relaxed);
+        Hold { context: self.clone() }
+    }
+
+    /// The last descriptor is closed: destroys every object, unless something holds the context
+    /// open, which then does it at its own end. Answers how many objects would not go.
     pub fn close(&self) -> usize {
+        if self.holds.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return 0;
+        }
         let _serial = self.serial();
         self.objects.clear().len()
     }

@@ -4,13 +4,23 @@
 //! calls of its callers. The engine decides what the kernel would answer. It knows no FUSE, no
 //! seccomp and no descriptor number.
 
+pub(crate) mod access;
 pub mod caller;
 pub mod context;
+pub(crate) mod device;
 pub mod domain;
+pub mod driver;
 pub mod file;
+pub(crate) mod group;
+pub(crate) mod hwpt;
 pub mod inject;
+pub mod kapi;
 pub mod memory;
 pub mod object;
+pub(crate) mod user_data;
+#[allow(dead_code, reason = "its commands follow")]
+pub(crate) mod viommu;
 
 pub use context::{Context, Engine, Node};
 pub use nix::errno::Errno;
+pub use viommu::mmap::{Mapping, MmapRequest};

@@ -1,0 +1,141 @@
+//! Devices bound to a context by external drivers.
+
+use std::sync::Arc;
+
+use crate::context::Hold;
+use crate::driver::{Fault, IommuDevice};
+use crate::object::{Kind, Object, Use};
+use crate::{Context, Errno, inject};
+
+/// Whether a handle of the kAPI keeps the context open after its last descriptor is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// It does: the external driver's own file ends it, as with VFIO.
+    HoldsContext,
+    /// It does not: the handle belongs to an object of the context and goes with it.
+    WithContext,
+}
+
+/// A bound device, as its external driver holds it. Dropping it unbinds.
+pub struct Device {
+    context: Arc<Context>,
+    bound: Option<Use<Bound>>,
+    _hold: Option<Hold>,
+}
+
+/// The object behind a [`Device`].
+pub(crate) struct Bound {
+    id: u32,
+    device: Arc<dyn IommuDevice>,
+}
+
+impl Device {
+    /// Binds `device` to `context`, which owns its group from now on.
+    ///
+    /// `EINVAL` when the device's DMA is not coherent, `EBUSY` when another context owns the
+    /// group, `ENOMEM`.
+    pub fn bind(
+        context: &Arc<Context>,
+        device: Arc<dyn IommuDevice>,
+        lifetime: Lifetime,
+    ) -> Result<Self, Errno> {
+        let _serial = context.serial();
+        if !device.cache_coherent() {
+            return Err(Errno::EINVAL);
+        }
+        inject::site("device: group")?;
+        device.group().claim(context.id())?;
+        let bound = context.objects().reserve().map(|reserved| {
+            let id = reserved.id();
+            reserved.commit_used(Arc::new(Bound { id, device: device.clone() }))
+        });
+        let bound = bound.inspect_err(|_| device.group().release())?;
+        let hold = (lifetime == Lifetime::HoldsContext).then(|| context.hold());
+        Ok(Self { context: context.clone(), bound: Some(bound), _hold: hold })
+    }
+
+    /// The object id that the user sees.
+    pub fn id(&self) -> u32 {
+        self.bound().id
+    }
+
+    /// The IOMMU driver's view of the device.
+    pub fn device(&self) -> &Arc<dyn IommuDevice> {
+        &self.bound().device
+    }
+
+    /// Attaches the device ([`crate::driver::NO_PASID`]) or one of its PASIDs to `pt_id`: a HWPT, or an
+    /// IOAS, for which a suitable HWPT is found or made. Answers the HWPT's id.
+    ///
+    /// `ENOENT` for no such object, `EINVAL` for one that will not do (of another kind; another
+    /// one than the rest of the group has; not made for PASIDs; reserved IOVAs of the device are
+    /// mapped), `EBUSY` when it is attached already, and what the IOMMU driver says.
+    pub fn attach(&self, pasid: u32, pt_id: u32) -> Result<u32, Errno> {
+        let _serial = self.context.serial();
+        let _ = (pasid, pt_id);
+        Err(Errno::ENOSYS)
+    }
+
+    /// Moves the device or a PASID, which must be attached (`EINVAL`), to `pt_id` without a gap.
+    /// The whole group moves. On an error nothing has changed. Answers the HWPT's id.
+    pub fn replace(&self, pasid: u32, pt_id: u32) -> Result<u32, Errno> {
+        let _serial = self.context.serial();
+        let _ = (pasid, pt_id);
+        Err(Errno::ENOSYS)
+    }
+
+    /// Detaches the device or a PASID. Nothing happens when it is not attached.
+    pub fn detach(&self, pasid: u32) {
+        let _serial = self.context.serial();
+        let _ = pasid;
+    }
+
+    /// The HWPT that the device or a PASID is attached to.
+    pub fn attached(&self, pasid: u32) -> Option<u32> {
+        let _ = pasid;
+        None
+    }
+
+    /// A fault of the device. It goes to the fault queue of the HWPT that its PASID is attached
+    /// to, once the last of its group is there. `EINVAL` when there is none; the driver then
+    /// answers the device itself.
+    pub fn report_fault(&self, fault: Fault) -> Result<(), Errno> {
+        self.bound().report_fault(fault)
+    }
+
+    /// Detaches and unbinds. A vDEVICE of the device goes, too, and leaves its id taken.
+    pub fn unbind(self) {}
+
+    fn bound(&self) -> &Use<Bound> {
+        // Taken out only while dropping.
+        self.bound.as_ref().expect("a bound device")
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _serial = self.context.serial();
+        let Some(bound) = self.bound.take() else { return };
+        let id = bound.id;
+        bound.device.group().release();
+        drop(bound);
+        self.context.objects().remove(id);
+    }
+}
+
+impl Bound {
+    pub(crate) fn device(&self) -> &Arc<dyn IommuDevice> {
+        &self.device
+    }
+
+    pub(crate) fn report_fault(&self, fault: Fault) -> Result<(), Errno> {
+        let _ = fault;
+        Err(Errno::EINVAL)
+    }
+}
+
+impl Object for Bound {
+    fn kind(&self) -> Kind {
+        Kind::Device
+    }
+}

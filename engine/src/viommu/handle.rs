@@ -1,0 +1,185 @@
+//! The engine's half of a vIOMMU, as its driver holds it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Weak};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use parking_lot::Mutex;
+
+use crate::driver::IommuDevice;
+use crate::file::ContextId;
+use crate::memory::PAGE_SIZE;
+use crate::{Context, Errno, inject};
+
+use super::veventq::EventQueue;
+
+/// What the driver of a vIOMMU asks the engine for. Copies name the same vIOMMU; none keeps it,
+/// or its context, alive.
+#[derive(Clone)]
+pub struct ViommuHandle {
+    shared: Arc<Shared>,
+}
+
+/// What both halves see.
+struct Shared {
+    context: Weak<Context>,
+    context_id: ContextId,
+    id: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    devices: BTreeMap<u64, Arc<dyn IommuDevice>>,
+    queues: BTreeMap<u32, Arc<EventQueue>>,
+    mmaps: Vec<u64>,
+}
+
+impl ViommuHandle {
+    pub(crate) fn new(context: &Arc<Context>, id: u32) -> Self {
+        let shared = Shared {
+            context: Arc::downgrade(context),
+            context_id: context.id(),
+            id,
+            state: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The vIOMMU's object id.
+    pub fn id(&self) -> u32 {
+        self.shared.id
+    }
+
+    /// The context that the vIOMMU belongs to.
+    pub fn context_id(&self) -> ContextId {
+        self.shared.context_id
+    }
+
+    /// The device that the guest calls `virt_id`.
+    pub fn device(&self, virt_id: u64) -> Option<Arc<dyn IommuDevice>> {
+        self.shared.state.lock().devices.get(&virt_id).cloned()
+    }
+
+    /// What the guest calls `device`. `ENOENT` when it has no vDEVICE here.
+    pub fn virt_id(&self, device: &dyn IommuDevice) -> Result<u64, Errno> {
+        let state = self.shared.state.lock();
+        let mut found = state.devices.iter().filter(|(_, d)| std::ptr::addr_eq(&***d, device));
+        found.next().map(|(&virt_id, _)| virt_id).ok_or(Errno::ENOENT)
+    }
+
+    /// Reports an event to the queue of `event_type` (`enum iommu_veventq_type`). `EOPNOTSUPP`
+    /// when the user has made none. A queue that is full counts the event as lost and this is not
+    /// an error; `ENOMEM` by fault injection, which loses it, too.
+    pub fn report_event(&self, event_type: u32, data: &[u8]) -> Result<(), Errno> {
+        let queue = self.shared.state.lock().queues.get(&event_type).cloned();
+        queue.ok_or(Errno::EOPNOTSUPP)?.push(data)
+    }
+
+    /// Lets the user map `memory` through the iommufd. Answers the offset to pass to `mmap`,
+    /// which is good until [`ViommuHandle::free_mmap`] or the vIOMMU's end. `ENOMEM`.
+    pub fn alloc_mmap(&self, memory: MmapMemory) -> Result<u64, Errno> {
+        let context = self.shared.context.upgrade().ok_or(Errno::ENODEV)?;
+        let offset = context.mmaps().insert(self.shared.id, memory)?;
+        self.shared.state.lock().mmaps.push(offset);
+        Ok(offset)
+    }
+
+    /// Takes an offset back. Mappings that exist stay.
+    pub fn free_mmap(&self, offset: u64) {
+        let mut state = self.shared.state.lock();
+        let Some(at) = state.mmaps.iter().position(|&o| o == offset) else { return };
+        state.mmaps.swap_remove(at);
+        drop(state);
+        if let Some(context) = self.shared.context.upgrade() {
+            context.mmaps().remove(offset);
+        }
+    }
+
+    pub(crate) fn free_all_mmaps(&self) {
+        let offsets = std::mem::take(&mut self.shared.state.lock().mmaps);
+        if let Some(context) = self.shared.context.upgrade() {
+            offsets.into_iter().for_each(|offset| context.mmaps().remove(offset));
+        }
+    }
+
+    /// `device` becomes `virt_id`. `EEXIST` when the id is taken.
+    pub(crate) fn add_device(
+        &self,
+        virt_id: u64,
+        device: &Arc<dyn IommuDevice>,
+    ) -> Result<(), Errno> {
+        use std::collections::btree_map::Entry;
+        match self.shared.state.lock().devices.entry(virt_id) {
+            Entry::Occupied(_) => Err(Errno::EEXIST),
+            Entry::Vacant(free) => {
+                inject::site("vdevice: virtual id")?;
+                free.insert(device.clone());
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn remove_device(&self, virt_id: u64) {
+        self.shared.state.lock().devices.remove(&virt_id);
+    }
+
+    pub(crate) fn has_queue(&self, event_type: u32) -> bool {
+        self.shared.state.lock().queues.contains_key(&event_type)
+    }
+
+    pub(crate) fn add_queue(&self, event_type: u32, queue: Arc<EventQueue>) {
+        self.shared.state.lock().queues.insert(event_type, queue);
+    }
+
+    pub(crate) fn remove_queue(&self, event_type: u32) {
+        self.shared.state.lock().queues.remove(&event_type);
+    }
+}
+
+/// Memory that a driver shows to the user, as a device shows registers: whole pages of a memfd.
+#[derive(Clone)]
+pub struct MmapMemory {
+    file: Arc<File>,
+    length: u64,
+}
+
+impl MmapMemory {
+    /// Zeroed memory of `length` bytes, rounded up to whole pages. `EINVAL` for none, `ENOMEM`.
+    pub fn new(length: u64) -> Result<Self, Errno> {
+        inject::site("mmap: memory")?;
+        let length = length.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::EINVAL)?;
+        if length == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let file: File = memfd_create(c"iommufd-mmap", MFdFlags::MFD_CLOEXEC)?.into();
+        file.set_len(length).map_err(|_| Errno::ENOMEM)?;
+        Ok(Self { file: Arc::new(file), length })
+    }
+
+    /// Bytes, a multiple of the page size.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Copies from byte `offset`. `EFAULT` outside of it.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+        self.file.read_exact_at(into, offset).map_err(|_| Errno::EFAULT)
+    }
+
+    /// Copies to byte `offset`. `EFAULT` outside of it.
+    pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
+        let end = offset.checked_add(from.len() as u64).filter(|&end| end <= self.length);
+        end.ok_or(Errno::EFAULT)?;
+        self.file.write_all_at(from, offset).map_err(|_| Errno::EFAULT)
+    }
+}
+
+impl AsFd for MmapMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
