@@ -5,6 +5,7 @@
 //! seccomp and no descriptor number.
 
 pub(crate) mod access;
+pub mod call;
 pub mod caller;
 pub mod context;
 pub(crate) mod device;
@@ -14,6 +15,8 @@ pub mod file;
 pub(crate) mod group;
 pub(crate) mod hwpt;
 pub mod inject;
+pub mod ioas;
+pub mod iopt;
 pub mod kapi;
 pub mod memory;
 pub mod object;
@@ -21,6 +24,7 @@ pub(crate) mod user_data;
 #[allow(dead_code, reason = "its commands follow")]
 pub(crate) mod viommu;
 
+pub use call::Call;
 pub use context::{Context, Engine, Node};
 pub use nix::errno::Errno;
 pub use viommu::mmap::{Mapping, MmapRequest};

@@ -6,15 +6,18 @@
 //! allow.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use ioctl_abi::iommufd::iommu_destroy;
 use parking_lot::Mutex;
 
 use crate::Errno;
+use crate::call::Call;
 use crate::inject;
 
 /// What an object is, named as in the uAPI header.
@@ -103,10 +106,59 @@ struct Entry {
     users: Arc<AtomicU32>,
 }
 
+/// Ids are indices, so that a look-up is one step; given-back ones wait in a heap, lowest first.
+#[derive(Default)]
+struct Table {
+    entries: Vec<Option<Entry>>,
+    free: BinaryHeap<Reverse<u32>>,
+    taken: usize,
+}
+
+impl Table {
+    fn take(&mut self) -> Result<u32, Errno> {
+        let id = match self.free.pop() {
+            Some(Reverse(id)) => id,
+            None => {
+                // The kernel's ids are positive ints.
+                let id = i32::try_from(self.entries.len().max(1)).map_err(|_| Errno::ENOSPC)?;
+                self.entries.resize_with(id as usize + 1, || None);
+                id as u32
+            }
+        };
+        self.entries[id as usize] = Some(Entry { object: None, users: Arc::default() });
+        self.taken += 1;
+        Ok(id)
+    }
+
+    fn entry(&self, id: u32) -> Option<&Entry> {
+        self.entries.get(id as usize)?.as_ref()
+    }
+
+    fn entry_mut(&mut self, id: u32) -> Option<&mut Entry> {
+        self.entries.get_mut(id as usize)?.as_mut()
+    }
+
+    fn remove(&mut self, id: u32) -> Option<Entry> {
+        let entry = self.entries.get_mut(id as usize)?.take()?;
+        self.taken -= 1;
+        if self.taken == 0 {
+            self.entries.clear();
+            self.free.clear();
+        } else {
+            self.free.push(Reverse(id));
+        }
+        Some(entry)
+    }
+
+    fn ids(&self) -> impl DoubleEndedIterator<Item = (u32, &Entry)> {
+        self.entries.iter().enumerate().filter_map(|(id, e)| Some((id as u32, e.as_ref()?)))
+    }
+}
+
 /// Ids and objects of one context. Its lock is held for a look-up and never while an object works.
 #[derive(Default)]
 pub struct Objects {
-    table: Mutex<BTreeMap<u32, Entry>>,
+    table: Mutex<Table>,
 }
 
 /// An id that is taken and not yet visible. Dropping it gives the id back.
@@ -125,7 +177,7 @@ impl Reserved<'_> {
     /// Makes `object` visible under the id.
     pub fn commit(mut self, object: Arc<dyn Object>) {
         self.armed = false;
-        if let Some(entry) = self.objects.table.lock().get_mut(&self.id) {
+        if let Some(entry) = self.objects.table.lock().entry_mut(self.id) {
             entry.object = Some(object);
         }
     }
@@ -133,19 +185,18 @@ impl Reserved<'_> {
     /// Makes `object` visible and used by the caller from the first moment.
     pub fn commit_used<T: Object>(mut self, object: Arc<T>) -> Use<T> {
         self.armed = false;
-        let mut table = self.objects.table.lock();
-        let entry =
-            table.entry(self.id).or_insert_with(|| Entry { object: None, users: Arc::default() });
-        entry.object = Some(object.clone());
-        entry.users.fetch_add(1, Ordering::Relaxed);
-        Use { object, users: entry.users.clone() }
+        let users = Arc::new(AtomicU32::new(1));
+        if let Some(entry) = self.objects.table.lock().entry_mut(self.id) {
+            *entry = Entry { object: Some(object.clone()), users: users.clone() };
+        }
+        Use { object, users }
     }
 }
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         if self.armed {
-            self.objects.table.lock().remove(&self.id);
+            self.objects.table.lock().remove(self.id);
         }
     }
 }
@@ -155,15 +206,7 @@ impl Objects {
     pub fn reserve(&self) -> Result<Reserved<'_>, Errno> {
         inject::site("object: allocate")?;
         inject::site("object: id")?;
-        let mut table = self.table.lock();
-        let mut id = 1;
-        for &taken in table.keys() {
-            if taken != id {
-                break;
-            }
-            id = taken.checked_add(1).ok_or(Errno::ENOSPC)?;
-        }
-        table.insert(id, Entry { object: None, users: Arc::default() });
+        let id = self.table.lock().take()?;
         Ok(Reserved { objects: self, id, armed: true })
     }
 
@@ -180,7 +223,7 @@ impl Objects {
     /// The object `id` of any kind. `ENOENT` when there is none.
     pub fn get_any(&self, id: u32) -> Result<Use<dyn Object>, Errno> {
         let table = self.table.lock();
-        let entry = table.get(&id).ok_or(Errno::ENOENT)?;
+        let entry = table.entry(id).ok_or(Errno::ENOENT)?;
         let object = entry.object.clone().ok_or(Errno::ENOENT)?;
         entry.users.fetch_add(1, Ordering::Acquire);
         Ok(Use { object, users: entry.users.clone() })
@@ -190,12 +233,12 @@ impl Objects {
     pub fn destroy(&self, id: u32) -> Result<(), Errno> {
         let object = {
             let mut table = self.table.lock();
-            let entry = table.get(&id).ok_or(Errno::ENOENT)?;
+            let entry = table.entry(id).ok_or(Errno::ENOENT)?;
             let object = entry.object.clone().ok_or(Errno::ENOENT)?;
             if entry.users.load(Ordering::Acquire) != 0 || !object.destroyable() {
                 return Err(Errno::EBUSY);
             }
-            table.remove(&id);
+            table.remove(id);
             object
         };
         object.destroy();
@@ -206,8 +249,8 @@ impl Objects {
     /// Answers whether it was there and unused.
     pub fn remove(&self, id: u32) -> bool {
         let mut table = self.table.lock();
-        let unused = table.get(&id).is_some_and(|e| e.users.load(Ordering::Acquire) == 0);
-        let object = if unused { table.remove(&id).and_then(|e| e.object) } else { None };
+        let unused = table.entry(id).is_some_and(|e| e.users.load(Ordering::Acquire) == 0);
+        let object = if unused { table.remove(id).and_then(|e| e.object) } else { None };
         drop(table);
         if let Some(object) = object {
             object.destroy();
@@ -222,15 +265,15 @@ impl Objects {
             let gone: Vec<Entry> = {
                 let mut table = self.table.lock();
                 let free: Vec<u32> = table
-                    .iter()
+                    .ids()
                     .rev()
                     .filter(|(_, e)| e.users.load(Ordering::Acquire) == 0)
-                    .map(|(&id, _)| id)
+                    .map(|(id, _)| id)
                     .collect();
-                free.iter().filter_map(|id| table.remove(id)).collect()
+                free.iter().filter_map(|&id| table.remove(id)).collect()
             };
             if gone.is_empty() {
-                return self.table.lock().keys().copied().collect();
+                return self.table.lock().ids().map(|(id, _)| id).collect();
             }
             for entry in gone {
                 if let Some(object) = entry.object {
@@ -240,13 +283,35 @@ impl Objects {
         }
     }
 
+    /// Runs `each` on the objects of one type.
+    pub fn each<T: Object>(&self, mut each: impl FnMut(u32, &Arc<T>)) {
+        let found: Vec<(u32, Arc<T>)> = {
+            let table = self.table.lock();
+            table
+                .ids()
+                .filter_map(|(id, entry)| {
+                    let erased: Arc<dyn Any + Send + Sync> = entry.object.clone()?;
+                    Some((id, erased.downcast().ok()?))
+                })
+                .collect()
+        };
+        for (id, object) in &found {
+            each(*id, object);
+        }
+    }
+
     /// How many ids are taken.
     pub fn len(&self) -> usize {
-        self.table.lock().len()
+        self.table.lock().taken
     }
 
     /// Whether no id is taken.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// `IOMMU_DESTROY`.
+pub(crate) fn destroy(call: &Call<'_>, command: &mut iommu_destroy) -> Result<(), Errno> {
+    call.context.objects().destroy(command.id)
 }

@@ -1,0 +1,53 @@
+//! The IOAS object: an I/O address space, and the commands that make one.
+//!
+//! What it maps and who uses it is kept by [`crate::iopt`]; an [`Ioas`] is that state with an id.
+
+use ioctl_abi::iommufd::iommu_ioas_alloc;
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::Errno;
+use crate::call::Call;
+use crate::iopt::State;
+use crate::object::{Kind, Object};
+
+/// An I/O address space.
+pub struct Ioas {
+    id: u32,
+    state: Mutex<State>,
+}
+
+impl Ioas {
+    /// An empty one, which the object table will know as `id`.
+    pub fn new(id: u32) -> Self {
+        Self { id, state: Mutex::new(State::default()) }
+    }
+
+    /// Its object id.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The IOAS lock: second in the order of [`crate::context`].
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+}
+
+impl Object for Ioas {
+    fn kind(&self) -> Kind {
+        Kind::Ioas
+    }
+}
+
+/// `IOMMU_IOAS_ALLOC`.
+pub(crate) fn alloc(call: &Call<'_>, command: &mut iommu_ioas_alloc) -> Result<(), Errno> {
+    if command.flags != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let reserved = call.context.objects().reserve()?;
+    command.out_ioas_id = reserved.id();
+    let ioas = std::sync::Arc::new(Ioas::new(reserved.id()));
+    call.respond(command)?;
+    reserved.commit(ioas);
+    Ok(())
+}
