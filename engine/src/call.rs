@@ -66,6 +66,15 @@ macro_rules! rows {
 static TABLE: &[Row] = rows! {
     locked Destroy => crate::object::destroy;
     locked IoasAlloc => crate::ioas::alloc;
+    locked HwptAlloc => crate::hwpt::alloc;
+    locked GetHwInfo => crate::device::hw_info::get;
+    locked HwptSetDirtyTracking => crate::hwpt::dirty::set;
+    locked HwptGetDirtyBitmap => crate::hwpt::dirty::get;
+    locked HwptInvalidate => crate::hwpt::invalidate::invalidate;
+    locked FaultQueueAlloc => crate::fault_queue::alloc;
+    locked ViommuAlloc => crate::viommu::alloc;
+    locked VdeviceAlloc => crate::viommu::vdevice::alloc;
+    locked VeventqAlloc => crate::viommu::veventq::alloc;
 };
 
 /// [`TABLE`] by number.

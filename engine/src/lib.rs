@@ -11,6 +11,7 @@ pub mod context;
 pub(crate) mod device;
 pub mod domain;
 pub mod driver;
+pub(crate) mod fault_queue;
 pub mod file;
 pub(crate) mod group;
 pub(crate) mod hwpt;
@@ -21,8 +22,8 @@ pub mod kapi;
 pub mod memory;
 pub mod object;
 pub(crate) mod user_data;
-#[allow(dead_code, reason = "its commands follow")]
 pub(crate) mod viommu;
+pub(crate) mod watch;
 
 pub use call::Call;
 pub use context::{Context, Engine, Node};

@@ -258,6 +258,14 @@ impl Objects {
         unused
     }
 
+    /// Ends the object `id`, but keeps the id taken, naming nothing, until the table is cleared.
+    pub(crate) fn bury(&self, id: u32) {
+        let object = self.table.lock().entry_mut(id).and_then(|entry| entry.object.take());
+        if let Some(object) = object {
+            object.destroy();
+        }
+    }
+
     /// Destroys all, users before what they use. Answers the ids that would not go: none, unless
     /// somebody outside the table still holds a [`Use`].
     pub fn clear(&self) -> Vec<u32> {

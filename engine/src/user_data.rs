@@ -6,7 +6,7 @@
 //! then extended with zeros, but it may not be longer than the driver's. All of these are
 //! `EINVAL`; a bad pointer is `EFAULT`.
 
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::Errno;
 use crate::memory::AddressSpace;

@@ -1,9 +1,16 @@
 //! Devices bound to a context by external drivers.
 
+mod attach;
+pub(crate) mod hw_info;
+
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::context::Hold;
-use crate::driver::{Fault, IommuDevice};
+use crate::driver::{Fault, IommuDevice, NO_PASID};
+use crate::fault_queue::{FaultGroup, Origin};
+use crate::iopt::Owner;
 use crate::object::{Kind, Object, Use};
 use crate::{Context, Errno, inject};
 
@@ -27,6 +34,12 @@ pub struct Device {
 pub(crate) struct Bound {
     id: u32,
     device: Arc<dyn IommuDevice>,
+    /// In whose name its reserved regions are reserved.
+    reserver: Owner,
+    /// Its vDEVICE.
+    vdevice: Mutex<Option<u32>>,
+    /// Faults of groups that are not complete.
+    partial_faults: Mutex<Vec<Fault>>,
 }
 
 impl Device {
@@ -45,11 +58,15 @@ impl Device {
         }
         inject::site("device: group")?;
         device.group().claim(context.id())?;
-        let bound = context.objects().reserve().map(|reserved| {
-            let id = reserved.id();
-            reserved.commit_used(Arc::new(Bound { id, device: device.clone() }))
-        });
-        let bound = bound.inspect_err(|_| device.group().release())?;
+        let reserved = context.objects().reserve().inspect_err(|_| device.group().release())?;
+        let bound = Bound {
+            id: reserved.id(),
+            device,
+            reserver: Owner::unique(),
+            vdevice: Mutex::default(),
+            partial_faults: Mutex::default(),
+        };
+        let bound = reserved.commit_used(Arc::new(bound));
         let hold = (lifetime == Lifetime::HoldsContext).then(|| context.hold());
         Ok(Self { context: context.clone(), bound: Some(bound), _hold: hold })
     }
@@ -64,36 +81,35 @@ impl Device {
         &self.bound().device
     }
 
-    /// Attaches the device ([`crate::driver::NO_PASID`]) or one of its PASIDs to `pt_id`: a HWPT, or an
-    /// IOAS, for which a suitable HWPT is found or made. Answers the HWPT's id.
+    /// Attaches the device ([`NO_PASID`]) or one of its PASIDs to `pt_id`: a HWPT, or an IOAS, for
+    /// which a suitable HWPT is found or made. Answers the HWPT's id.
     ///
     /// `ENOENT` for no such object, `EINVAL` for one that will not do (of another kind; another
-    /// one than the rest of the group has; not made for PASIDs; reserved IOVAs of the device are
-    /// mapped), `EBUSY` when it is attached already, and what the IOMMU driver says.
+    /// one than the rest of the group has; not made for PASIDs), `EADDRINUSE` when IOVAs that the
+    /// device cannot use are mapped, `EBUSY` when it is attached already, and what the IOMMU
+    /// driver says.
     pub fn attach(&self, pasid: u32, pt_id: u32) -> Result<u32, Errno> {
         let _serial = self.context.serial();
-        let _ = (pasid, pt_id);
-        Err(Errno::ENOSYS)
+        attach::change(&self.context, self.bound(), pasid, pt_id, attach::How::Attach)
     }
 
     /// Moves the device or a PASID, which must be attached (`EINVAL`), to `pt_id` without a gap.
     /// The whole group moves. On an error nothing has changed. Answers the HWPT's id.
     pub fn replace(&self, pasid: u32, pt_id: u32) -> Result<u32, Errno> {
         let _serial = self.context.serial();
-        let _ = (pasid, pt_id);
-        Err(Errno::ENOSYS)
+        attach::change(&self.context, self.bound(), pasid, pt_id, attach::How::Replace)
     }
 
     /// Detaches the device or a PASID. Nothing happens when it is not attached.
     pub fn detach(&self, pasid: u32) {
         let _serial = self.context.serial();
-        let _ = pasid;
+        attach::detach(&self.context, self.bound(), pasid);
     }
 
     /// The HWPT that the device or a PASID is attached to.
     pub fn attached(&self, pasid: u32) -> Option<u32> {
-        let _ = pasid;
-        None
+        let attachment = self.device().group().attachment(pasid)?;
+        attachment.has(self.bound()).then(|| attachment.hwpt.id())
     }
 
     /// A fault of the device. It goes to the fault queue of the HWPT that its PASID is attached
@@ -116,21 +132,61 @@ impl Drop for Device {
     fn drop(&mut self) {
         let _serial = self.context.serial();
         let Some(bound) = self.bound.take() else { return };
-        let id = bound.id;
+        let vdevice = bound.vdevice.lock().take();
+        if let Some(vdevice) = vdevice {
+            self.context.objects().bury(vdevice);
+        }
+        for pasid in bound.device.group().pasids_of(&bound).into_iter().rev() {
+            attach::detach(&self.context, &bound, pasid);
+        }
         bound.device.group().release();
+        let id = bound.id;
         drop(bound);
         self.context.objects().remove(id);
     }
 }
 
 impl Bound {
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
     pub(crate) fn device(&self) -> &Arc<dyn IommuDevice> {
         &self.device
     }
 
+    pub(crate) fn vdevice(&self) -> Option<u32> {
+        *self.vdevice.lock()
+    }
+
+    pub(crate) fn set_vdevice(&self, id: Option<u32>) {
+        *self.vdevice.lock() = id;
+    }
+
+    fn origin(&self, attached: u32) -> Origin {
+        Origin { device_id: self.id, attached }
+    }
+
     pub(crate) fn report_fault(&self, fault: Fault) -> Result<(), Errno> {
-        let _ = fault;
-        Err(Errno::EINVAL)
+        let group_id = fault.group_id;
+        if !fault.last {
+            inject::site("fault: partial")?;
+            self.partial_faults.lock().push(fault);
+            return Ok(());
+        }
+        let mut partial = self.partial_faults.lock();
+        let (mut faults, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *partial).into_iter().partition(|f| f.group_id == group_id);
+        *partial = others;
+        drop(partial);
+        faults.push(fault);
+        let pasid = fault.pasid.unwrap_or(NO_PASID);
+        self.device.group().with_handler(self, pasid, |hwpt, attached| {
+            let queue = hwpt.fault_queue().ok_or(Errno::EINVAL)?;
+            let device = self.device.clone();
+            queue.push(FaultGroup::new(self.origin(attached), device, faults)?);
+            Ok(())
+        })
     }
 }
 
