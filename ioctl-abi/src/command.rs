@@ -26,8 +26,8 @@ pub trait CommandStruct: AbiStruct {
 pub enum Argument {
     /// Not looked at.
     None,
-    /// A number.
-    Value,
+    /// A number, one of a set.
+    Value(&'static Set),
     /// A pointer to a struct whose first word is its size.
     Struct(&'static Layout),
 }
@@ -67,7 +67,7 @@ impl Info {
     pub const fn layout(&self) -> Option<&'static Layout> {
         match self.argument {
             Argument::Struct(layout) => Some(layout),
-            Argument::None | Argument::Value => None,
+            Argument::None | Argument::Value(_) => None,
         }
     }
 }
@@ -76,8 +76,8 @@ macro_rules! argument {
     (none) => {
         Argument::None
     };
-    (value) => {
-        Argument::Value
+    (value $set:ident) => {
+        Argument::Value(&$set)
     };
     ($struct:ident ..= $last:ident) => {
         Argument::Struct(<$struct as AbiStruct>::LAYOUT)
@@ -88,7 +88,7 @@ macro_rules! smallest {
     (none) => {
         0
     };
-    (value) => {
+    (value $set:ident) => {
         0
     };
     ($struct:ident ..= $last:ident) => {{
@@ -101,7 +101,7 @@ macro_rules! smallest {
 
 macro_rules! bind {
     ($command:ident, none) => {};
-    ($command:ident, value) => {};
+    ($command:ident, value $set:ident) => {};
     ($command:ident, $struct:ident ..= $last:ident) => {
         impl CommandStruct for $struct {
             const COMMAND: Command = Command::$command;
@@ -175,14 +175,17 @@ macro_rules! commands {
             }
         )*
 
-        /// The ioctl and command numbers, a set for each header.
-        pub static NUMBERS: &[Set] = &[$(Set {
-            name: stringify!($section),
-            constants: &[$(
-                Constant { name: stringify!($name), value: io($nr) as u64 },
-                $(Constant { name: stringify!($cmd), value: $nr },)?
-            )*],
-        },)*];
+        $(
+            $(#[$section_attribute])*
+            #[allow(non_upper_case_globals)]
+            pub static $section: Set = Set {
+                name: concat!(stringify!($section), "_commands"),
+                constants: &[$(
+                    Constant { name: stringify!($name), value: io($nr) as u64 },
+                    $(Constant { name: stringify!($cmd), value: $nr },)?
+                )*],
+            };
+        )*
 
         $($(bind!($command, $($argument)*);)*)*
     };
@@ -275,9 +278,9 @@ commands! {
         /// Asks for the version of the API.
         VfioGetApiVersion: VFIO_GET_API_VERSION = (100), [none], since 3, 6;
         /// Asks whether an extension is there.
-        VfioCheckExtension: VFIO_CHECK_EXTENSION = (101), [value], since 3, 6;
+        VfioCheckExtension: VFIO_CHECK_EXTENSION = (101), [value vfio_extension], since 3, 6;
         /// Chooses the container's kind of IOMMU.
-        VfioSetIommu: VFIO_SET_IOMMU = (102), [value], since 3, 6;
+        VfioSetIommu: VFIO_SET_IOMMU = (102), [value vfio_extension], since 3, 6;
         /// Asks what the container's IOMMU can do.
         VfioIommuGetInfo: VFIO_IOMMU_GET_INFO = (112),
             [vfio_iommu_type1_info ..= iova_pgsizes], since 3, 6;

@@ -66,12 +66,16 @@ pub fn extent(command: Command, user_size: u32) -> Result<Extent, DecodeError> {
         return Err(DecodeError::TooSmall);
     }
     let known = layout.size as u64;
-    let head = user.min(known);
-    let tail = match info.sizing {
-        Sizing::Extensible => head..user,
-        Sizing::Argsz => head..head,
-    };
-    Ok(Extent { head: head as usize, tail })
+    Ok(match info.sizing {
+        Sizing::Extensible => {
+            let head = user.min(known);
+            Extent { head: head as usize, tail: head..user }
+        }
+        Sizing::Argsz => {
+            let head = info.smallest as u64;
+            Extent { head: info.smallest, tail: head..head }
+        }
+    })
 }
 
 /// Whether a piece of the tail may be: [`DecodeError::TooBig`] unless all of it is zero.
@@ -83,7 +87,7 @@ pub fn check_tail(piece: &[u8]) -> Result<(), DecodeError> {
 ///
 /// `bytes` start at the caller's struct and reach at least to the end of the [`Extent::head`];
 /// what of the tail is in them is checked, the rest is the caller's to check.
-/// For [`Sizing::Argsz`] commands the tail is not part of the struct and not looked at.
+/// Of [`Sizing::Argsz`] commands only the first release's fields are taken, whatever comes after.
 pub fn decode<T: CommandStruct>(user_size: u32, bytes: &[u8]) -> Result<T, DecodeError> {
     let extent = extent(T::COMMAND, user_size)?;
     let end = usize::try_from(extent.tail.end).unwrap_or(usize::MAX).min(bytes.len());

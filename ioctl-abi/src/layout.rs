@@ -96,8 +96,8 @@ pub enum How {
     Pointer,
     /// Bits with names.
     Flags(&'static Set),
-    /// One of several named values.
-    Enum(&'static Set),
+    /// One of several named values; the mock driver's are in a set of their own.
+    Enum(&'static [&'static Set]),
     /// Must be zero.
     Reserved,
     /// Bytes that the C compiler inserts; no field of the header.
@@ -162,9 +162,9 @@ pub mod show {
         Show::of(How::Flags(set))
     }
 
-    /// One value of `set`.
-    pub const fn one_of(set: &'static Set) -> Show {
-        Show::of(How::Enum(set))
+    /// One value of `sets`.
+    pub const fn one_of(sets: &'static [&'static Set]) -> Show {
+        Show::of(How::Enum(sets))
     }
 
     /// A struct in the struct.

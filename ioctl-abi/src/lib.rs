@@ -8,7 +8,10 @@
 //! - [`iommufd`], [`selftest`], [`vfio`]: the structs and constants, each described by a
 //!   [`layout::Layout`] or a [`layout::Set`].
 //! - [`command`]: the one table of commands. A new ioctl is a struct and a row in it.
-//! - [`decode`]: how a caller's struct of another size becomes ours, as the kernel does it.
+//! - [`decode`](mod@decode): how a caller's struct of another size becomes ours, as the kernel
+//!   does it.
+//! - [`print`](mod@print): commands and structs as `strace` would show them.
+//! - [`header`]: the same as C.
 #![no_std]
 
 #[macro_use]
@@ -16,8 +19,10 @@ mod macros;
 
 pub mod command;
 pub mod decode;
+pub mod header;
 pub mod iommufd;
 pub mod layout;
+pub mod print;
 pub mod release;
 pub mod selftest;
 pub mod vfio;
@@ -25,4 +30,5 @@ pub mod vfio;
 pub use command::{Command, CommandStruct};
 pub use decode::{DecodeError, decode};
 pub use layout::AbiStruct;
+pub use print::{print, print_call};
 pub use release::Release;

@@ -1,7 +1,7 @@
 //! The two declarations that the ABI's files are written in.
 
-/// Declares structs: each field with its type and, after `=>`, what it means
-/// ([`crate::layout::show`]).
+/// Declares a file's structs: each field with its type and, after `=>`, what it means
+/// ([`crate::layout::show`]). The file's `STRUCTS` lists them.
 macro_rules! abi_struct {
     ($(
         $(#[$attribute:meta])*
@@ -44,11 +44,16 @@ macro_rules! abi_struct {
         impl $crate::layout::CType for $name {
             const NAME: &'static str = concat!("struct ", stringify!($name));
         }
-    )*};
+    )*
+
+        /// The structs of this file.
+        pub(crate) static STRUCTS: &[&$crate::layout::Layout] =
+            &[$(<$name as $crate::layout::AbiStruct>::LAYOUT,)*];
+    };
 }
 
-/// Declares the constants of enums (or of defines that belong together) and, under the enum's
-/// name, the [`crate::layout::Set`] of them.
+/// Declares the constants of a file's enums (or of defines that belong together) and, under each
+/// enum's name, the [`crate::layout::Set`] of them. The file's `SETS` lists these.
 macro_rules! abi_enum {
     ($(
         $(#[$attribute:meta])*
@@ -71,5 +76,9 @@ macro_rules! abi_enum {
                 value: $constant as u64,
             },)*],
         };
-    )*};
+    )*
+
+        /// The sets of this file.
+        pub(crate) static SETS: &[&$crate::layout::Set] = &[$(&$name,)*];
+    };
 }

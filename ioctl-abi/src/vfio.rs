@@ -6,14 +6,17 @@
 
 pub use crate::command::vfio::*;
 
-/// What `VFIO_GET_API_VERSION` returns.
-pub const VFIO_API_VERSION: i32 = 0;
-/// The letter of VFIO's ioctls.
-pub const VFIO_TYPE: u32 = b';' as u32;
-/// The number of VFIO's first ioctl.
-pub const VFIO_BASE: u32 = 100;
-
 abi_enum! {
+    /// What the commands' numbers are made from, and the version.
+    pub enum vfio_numbers: u32 {
+        /// What `VFIO_GET_API_VERSION` returns.
+        VFIO_API_VERSION = 0,
+        /// The letter of VFIO's ioctls.
+        VFIO_TYPE = b';' as u32,
+        /// The number of VFIO's first ioctl.
+        VFIO_BASE = 100,
+    }
+
     /// What `VFIO_CHECK_EXTENSION` asks for and `VFIO_SET_IOMMU` chooses.
     pub enum vfio_extension: u32 {
         /// The first interface: unmapping may split a mapping.
@@ -91,7 +94,7 @@ abi_struct! {
     /// What each member of a chain of capabilities begins with.
     pub struct vfio_info_cap_header {
         /// Which capability.
-        pub id: u16 => one_of(&vfio_iommu_type1_info_caps).out(),
+        pub id: u16 => one_of(&[&vfio_iommu_type1_info_caps]).out(),
         /// Of this capability's layout.
         pub version: u16 => DECIMAL.out(),
         /// The next one's offset from the start of the whole answer; 0 ends the chain.

@@ -58,7 +58,7 @@ abi_struct! {
         /// Which group.
         pub cookie: u32 => DECIMAL,
         /// What came of it.
-        pub code: u32 => one_of(&iommufd_page_response_code),
+        pub code: u32 => one_of(&[&iommufd_page_response_code]),
     }
 
     /// `IOMMU_FAULT_QUEUE_ALLOC`: makes a fault queue.

@@ -1,6 +1,7 @@
 //! What a device's IOMMU can do: in general, and in its vendor's registers.
 
 use crate::Release;
+use crate::selftest::iommu_hw_info_type_selftest;
 
 abi_enum! {
     /// [`iommu_hw_info_vtd::flags`].
@@ -116,7 +117,7 @@ abi_struct! {
         /// Which vendor's struct is in the buffer; with
         /// [`IOMMU_HW_INFO_FLAG_INPUT_TYPE`] also which one is wanted (the header's
         /// `in_data_type`, a union with this).
-        pub out_data_type: u32 => one_of(&iommu_hw_info_type).inout().alias("in_data_type"),
+        pub out_data_type: u32 => one_of(&[&iommu_hw_info_type, &iommu_hw_info_type_selftest]).inout().alias("in_data_type"),
         /// Bits of a PASID; 0 for none.
         pub out_max_pasid_log2: u8 => DECIMAL.out().since(Release::new(6, 15)),
         /// Must be 0.

@@ -2,6 +2,7 @@
 //! memory (nested), with each vendor's description of the latter.
 
 use crate::Release;
+use crate::selftest::iommu_hwpt_data_type_selftest;
 
 abi_enum! {
     /// [`iommu_hwpt_alloc::flags`].
@@ -84,7 +85,7 @@ abi_struct! {
         /// Must be 0.
         pub __reserved: u32 => RESERVED,
         /// What `data_uptr` points at.
-        pub data_type: u32 => one_of(&iommu_hwpt_data_type).since(Release::new(6, 7)),
+        pub data_type: u32 => one_of(&[&iommu_hwpt_data_type, &iommu_hwpt_data_type_selftest]).since(Release::new(6, 7)),
         /// Bytes there.
         pub data_len: u32 => DECIMAL.since(Release::new(6, 7)),
         /// The vendor's description of the page table.

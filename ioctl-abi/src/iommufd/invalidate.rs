@@ -1,5 +1,7 @@
 //! Invalidation: what a user must tell after it changed a page table that it keeps itself.
 
+use crate::selftest::iommu_hwpt_invalidate_data_type_selftest;
+
 abi_enum! {
     /// [`iommu_hwpt_invalidate::data_type`].
     pub enum iommu_hwpt_invalidate_data_type: u32 {
@@ -47,7 +49,9 @@ abi_struct! {
         /// The caller's array.
         pub data_uptr: u64 => POINTER,
         /// What its elements are.
-        pub data_type: u32 => one_of(&iommu_hwpt_invalidate_data_type),
+        pub data_type: u32 => one_of(&[
+            &iommu_hwpt_invalidate_data_type, &iommu_hwpt_invalidate_data_type_selftest,
+        ]),
         /// Bytes of an element.
         pub entry_len: u32 => DECIMAL,
         /// Elements; back: how many were done.

@@ -1,14 +1,14 @@
 //! The structs and constants of `include/uapi/linux/iommufd.h`, by subject and re-exported flat.
 
-mod dirty;
-mod fault;
-mod hw_info;
-mod hwpt;
-mod invalidate;
-mod ioas;
-mod object;
-mod veventq;
-mod viommu;
+pub(crate) mod dirty;
+pub(crate) mod fault;
+pub(crate) mod hw_info;
+pub(crate) mod hwpt;
+pub(crate) mod invalidate;
+pub(crate) mod ioas;
+pub(crate) mod object;
+pub(crate) mod veventq;
+pub(crate) mod viommu;
 
 pub use self::dirty::*;
 pub use self::fault::*;
@@ -21,7 +21,12 @@ pub use self::veventq::*;
 pub use self::viommu::*;
 pub use crate::command::iommufd::*;
 
-/// The letter of iommufd's ioctls.
-pub const IOMMUFD_TYPE: u32 = b';' as u32;
-/// The number of iommufd's first ioctl.
-pub const IOMMUFD_CMD_BASE: u32 = 0x80;
+abi_enum! {
+    /// What the commands' numbers are made from.
+    pub enum iommufd_numbers: u32 {
+        /// The letter of iommufd's ioctls.
+        IOMMUFD_TYPE = b';' as u32,
+        /// The number of iommufd's first ioctl.
+        IOMMUFD_CMD_BASE = 0x80,
+    }
+}

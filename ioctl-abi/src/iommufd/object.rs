@@ -48,9 +48,9 @@ abi_struct! {
         /// Bytes of the struct.
         pub size: u32 => SIZE,
         /// Which one.
-        pub option_id: u32 => one_of(&iommufd_option),
+        pub option_id: u32 => one_of(&[&iommufd_option]),
         /// Set or get.
-        pub op: u16 => one_of(&iommufd_option_ops),
+        pub op: u16 => one_of(&[&iommufd_option_ops]),
         /// Must be 0.
         pub __reserved: u16 => RESERVED,
         /// The object, or 0 for the context's options.
@@ -66,7 +66,7 @@ abi_struct! {
         /// The IOAS, given or returned.
         pub ioas_id: u32 => ID.inout(),
         /// What to do.
-        pub op: u16 => one_of(&iommufd_vfio_ioas_op),
+        pub op: u16 => one_of(&[&iommufd_vfio_ioas_op]),
         /// Must be 0.
         pub __reserved: u16 => RESERVED,
     }

@@ -1,5 +1,7 @@
 //! Events of a vIOMMU, to be shown to its VM.
 
+use crate::selftest::iommu_veventq_type_selftest;
+
 abi_enum! {
     /// [`iommufd_vevent_header::flags`].
     pub enum iommu_veventq_flag: u32 {
@@ -50,7 +52,7 @@ abi_struct! {
         /// The vIOMMU.
         pub viommu_id: u32 => ID,
         /// Which events.
-        pub r#type: u32 => one_of(&iommu_veventq_type),
+        pub r#type: u32 => one_of(&[&iommu_veventq_type, &iommu_veventq_type_selftest]),
         /// How many it holds before it loses some.
         pub veventq_depth: u32 => DECIMAL,
         /// The new object.

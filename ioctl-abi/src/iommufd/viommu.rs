@@ -1,6 +1,7 @@
 //! vIOMMUs: a VM's slice of an IOMMU, its devices and its hardware queues.
 
 use crate::Release;
+use crate::selftest::{iommu_hw_queue_type_selftest, iommu_viommu_type_selftest};
 
 abi_enum! {
     /// [`iommu_viommu_alloc::type`](iommu_viommu_alloc::r#type).
@@ -41,7 +42,7 @@ abi_struct! {
         /// Must be 0.
         pub flags: u32 => HEX,
         /// What it shall be.
-        pub r#type: u32 => one_of(&iommu_viommu_type),
+        pub r#type: u32 => one_of(&[&iommu_viommu_type, &iommu_viommu_type_selftest]),
         /// A device behind the IOMMU.
         pub dev_id: u32 => ID,
         /// The nesting parent.
@@ -81,7 +82,7 @@ abi_struct! {
         /// The vIOMMU.
         pub viommu_id: u32 => ID,
         /// What it shall be.
-        pub r#type: u32 => one_of(&iommu_hw_queue_type),
+        pub r#type: u32 => one_of(&[&iommu_hw_queue_type, &iommu_hw_queue_type_selftest]),
         /// Which one of its type.
         pub index: u32 => DECIMAL,
         /// The new queue.

@@ -67,37 +67,69 @@ abi_enum! {
         MOCK_DEV_CACHE_NUM = 4,
     }
 
-    /// Values that stand alone.
-    pub enum selftest_values: u32 {
-        /// A PASID whose replacement the mock device refuses at first.
+    /// PASIDs of a mock device.
+    pub enum mock_pasid: u32 {
+        /// One whose replacement the mock device refuses at first.
         IOMMU_TEST_PASID_RESERVED = 1024,
-        /// Bits of a mock device's PASID.
+        /// Bits.
         MOCK_PASID_WIDTH = 20,
-        /// Type of [`iommu_test_hw_info`].
+    }
+
+    /// The mock's kind of `IOMMU_GET_HW_INFO` data.
+    pub enum iommu_hw_info_type_selftest: u32 {
+        /// An [`iommu_test_hw_info`].
         IOMMU_HW_INFO_TYPE_SELFTEST = 0xfeedbeef,
+    }
+
+    /// What the mock's registers and caches hold at first.
+    pub enum mock_values: u32 {
         /// [`iommu_test_hw_info::test_reg`].
         IOMMU_HW_INFO_SELFTEST_REGVAL = 0xdeadbeef,
-        /// Type of [`iommu_hwpt_selftest`].
-        IOMMU_HWPT_DATA_SELFTEST = 0xdead,
-        /// What an IOTLB entry holds at first.
+        /// An IOTLB entry.
         IOMMU_TEST_IOTLB_DEFAULT = 0xbadbeef,
-        /// What a device's cache entry holds at first.
+        /// A device's cache entry.
         IOMMU_TEST_DEV_CACHE_DEFAULT = 0xbaddad,
-        /// Type of [`iommu_hwpt_invalidate_selftest`].
+    }
+
+    /// The mock's kind of `IOMMU_HWPT_ALLOC` data.
+    pub enum iommu_hwpt_data_type_selftest: u32 {
+        /// An [`iommu_hwpt_selftest`].
+        IOMMU_HWPT_DATA_SELFTEST = 0xdead,
+    }
+
+    /// The mock's kinds of `IOMMU_HWPT_INVALIDATE` data.
+    pub enum iommu_hwpt_invalidate_data_type_selftest: u32 {
+        /// For a nested HWPT: [`iommu_hwpt_invalidate_selftest`]s.
         IOMMU_HWPT_INVALIDATE_DATA_SELFTEST = 0xdeadbeef,
-        /// A type that does not exist.
+        /// For a nested HWPT: a type that does not exist.
         IOMMU_HWPT_INVALIDATE_DATA_SELFTEST_INVALID = 0xdadbeef,
-        /// Type of [`iommu_viommu_selftest`].
-        IOMMU_VIOMMU_TYPE_SELFTEST = 0xdeadbeef,
-        /// Type of [`iommu_viommu_invalidate_selftest`].
+        /// For a vIOMMU: [`iommu_viommu_invalidate_selftest`]s.
         IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST = 0xdeadbeef,
-        /// A type that does not exist.
+        /// For a vIOMMU: a type that does not exist.
         IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST_INVALID = 0xdadbeef,
-        /// Type of [`iommu_viommu_event_selftest`].
+    }
+
+    /// The mock's kind of vIOMMU.
+    pub enum iommu_viommu_type_selftest: u32 {
+        /// One that takes an [`iommu_viommu_selftest`].
+        IOMMU_VIOMMU_TYPE_SELFTEST = 0xdeadbeef,
+    }
+
+    /// The mock's kind of event queue.
+    pub enum iommu_veventq_type_selftest: u32 {
+        /// [`iommu_viommu_event_selftest`]s.
         IOMMU_VEVENTQ_TYPE_SELFTEST = 0xbeefbeef,
-        /// Type of the mock's hardware queues.
+    }
+
+    /// The mock's kind of hardware queue.
+    pub enum iommu_hw_queue_type_selftest: u32 {
+        /// One that does nothing.
         IOMMU_HW_QUEUE_TYPE_SELFTEST = 0xdeadbeef,
-        /// How many a mock vIOMMU has.
+    }
+
+    /// The hardware queues of a mock vIOMMU.
+    pub enum mock_hw_queues: u32 {
+        /// How many it has.
         IOMMU_TEST_HW_QUEUE_MAX = 2,
     }
 
@@ -122,7 +154,7 @@ abi_struct! {
         /// What the IOTLB entries shall hold.
         pub iotlb: u32 => HEX,
         /// The format of its page table.
-        pub pagetable_type: u32 => one_of(&mock_iommupt),
+        pub pagetable_type: u32 => one_of(&[&mock_iommupt]),
     }
 
     /// The mock's `IOMMU_HWPT_INVALIDATE` data for a nested HWPT.
