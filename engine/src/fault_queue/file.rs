@@ -42,7 +42,7 @@ impl EngineFile for FaultFile {
     /// than the buffer. `ESPIPE` for a buffer that ends inside a fault.
     fn read(&self, into: &mut dyn ReadBuffer) -> Result<(), Errno> {
         let mut room = into.room();
-        if room % FAULT_SIZE != 0 {
+        if !room.is_multiple_of(FAULT_SIZE) {
             return Err(Errno::ESPIPE);
         }
         // Taken under the lock, copied without it, and put back where the copy failed.
@@ -87,7 +87,7 @@ impl EngineFile for FaultFile {
     /// Answers, one after another. `ESPIPE` for bytes that end inside one; `EINVAL` for a code
     /// that there is not or a cookie that awaits no answer, unless some were taken before it.
     fn write(&self, bytes: &[u8]) -> Result<usize, Errno> {
-        if bytes.len() % RESPONSE_SIZE != 0 {
+        if !bytes.len().is_multiple_of(RESPONSE_SIZE) {
             return Err(Errno::ESPIPE);
         }
         let mut done = 0;

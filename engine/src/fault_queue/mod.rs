@@ -9,6 +9,8 @@
 //! driver hears an answer.
 
 mod file;
+#[cfg(test)]
+mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};

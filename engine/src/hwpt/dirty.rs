@@ -179,3 +179,6 @@ impl Piece {
         memory.write(at, &self.theirs)
     }
 }
+
+#[cfg(test)]
+mod tests;

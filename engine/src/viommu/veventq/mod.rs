@@ -1,6 +1,8 @@
 //! vEVENTQs: events of a vIOMMU, as its user reads them from a file.
 
 mod queue;
+#[cfg(test)]
+mod tests;
 
 use std::any::Any;
 use std::mem::offset_of;
