@@ -154,10 +154,11 @@ fn write_fields(f: &mut fmt::Formatter<'_>, layout: &Layout, depth: usize) -> fm
 fn write_field(f: &mut fmt::Formatter<'_>, field: &Field, name: &str, depth: usize) -> fmt::Result {
     indent(f, depth)?;
     write!(f, "{} {name}", field.c_type)?;
-    if field.count != 0 {
-        write!(f, "[{}]", field.count)?;
+    match field.count {
+        None => writeln!(f, ";"),
+        Some(0) => writeln!(f, "[];"),
+        Some(count) => writeln!(f, "[{count}];"),
     }
-    writeln!(f, ";")
 }
 
 fn write_test_body(f: &mut fmt::Formatter<'_>) -> fmt::Result {

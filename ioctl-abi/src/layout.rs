@@ -42,8 +42,8 @@ pub struct Field {
     pub size: usize,
     /// The C type of one element, such as `__u32`.
     pub c_type: &'static str,
-    /// Elements of an array; 0 where the field is none.
-    pub count: usize,
+    /// Elements of an array, where it is one; 0 for a flexible one at the struct's end.
+    pub count: Option<usize>,
     /// What it means.
     pub show: Show,
 }
@@ -210,8 +210,8 @@ pub(crate) const fn c_name(name: &str) -> &str {
 pub trait CType {
     /// Of one element.
     const NAME: &'static str;
-    /// Elements of an array; 0 for none.
-    const COUNT: usize = 0;
+    /// Elements of an array.
+    const COUNT: Option<usize> = None;
 }
 
 impl CType for u8 {
@@ -231,5 +231,5 @@ impl CType for u64 {
 }
 impl<T: CType, const N: usize> CType for [T; N] {
     const NAME: &'static str = T::NAME;
-    const COUNT: usize = N;
+    const COUNT: Option<usize> = Some(N);
 }

@@ -102,7 +102,8 @@ impl Display for Struct<'_> {
                 }
                 break;
             };
-            if matches!(field.show.how, How::Pad) {
+            // Of a flexible array nothing is in the struct itself.
+            if matches!(field.show.how, How::Pad) || field.size == 0 {
                 continue;
             }
             f.write_str(separator)?;
@@ -158,10 +159,10 @@ fn find_body(op: u64) -> Option<(&'static str, &'static Layout)> {
 }
 
 fn write_value(f: &mut Formatter<'_>, field: &Field, bytes: &[u8]) -> fmt::Result {
-    if field.count == 0 {
+    let Some(count) = field.count else {
         return write_word(f, field.show.how, word(bytes, 0, bytes.len()));
-    }
-    let each = field.size / field.count;
+    };
+    let each = (field.size / count.max(1)).max(1);
     f.write_char('[')?;
     for (index, element) in bytes.chunks_exact(each).enumerate() {
         f.write_str(if index == 0 { "" } else { ", " })?;
@@ -352,7 +353,8 @@ mod tests {
             prop_assert!(shown.starts_with(info.name));
             for field in info.layout().map_or(&[][..], |layout| layout.fields) {
                 let there = field.end() <= before.len();
-                if there && !matches!(field.show.how, How::Pad | How::TestBody) {
+                let hidden = matches!(field.show.how, How::Pad | How::TestBody) || field.size == 0;
+                if there && !hidden {
                     let named = std::format!("{}=", field.name);
                     prop_assert!(shown.contains(&named), "{}", shown);
                 }

@@ -126,7 +126,7 @@ abi_struct! {
         pub end: u64 => HEX.out(),
     }
 
-    /// The capability that lists the usable IOVAs: `nr_iovas` [`vfio_iova_range`]s follow.
+    /// The capability that lists the usable IOVAs.
     pub struct vfio_iommu_type1_info_cap_iova_range {
         /// Its place in the chain.
         pub header: vfio_info_cap_header =>
@@ -135,6 +135,8 @@ abi_struct! {
         pub nr_iovas: u32 => DECIMAL.out(),
         /// Zero.
         pub reserved: u32 => RESERVED.out(),
+        /// The ranges; none of them is in the struct itself.
+        pub iova_ranges: [vfio_iova_range; 0] => HEX.out(),
     }
 
     /// The capability that tells about the log of dirty pages.
@@ -195,6 +197,8 @@ abi_struct! {
         pub iova: u64 => HEX,
         /// Bytes, and back: bytes that were unmapped.
         pub size: u64 => HEX.inout(),
+        /// The [`vfio_bitmap`], not in the struct itself.
+        pub data: [u8; 0] => HEX,
     }
 
     /// `VFIO_IOMMU_DIRTY_PAGES`: the log of dirty pages.
@@ -203,6 +207,8 @@ abi_struct! {
         pub argsz: u32 => SIZE,
         /// What to do.
         pub flags: u32 => flags(&vfio_iommu_dirty_pages_flags),
+        /// The [`vfio_iommu_type1_dirty_bitmap_get`], not in the struct itself.
+        pub data: [u8; 0] => HEX,
     }
 
     /// What follows [`vfio_iommu_type1_dirty_bitmap`] to read the log.

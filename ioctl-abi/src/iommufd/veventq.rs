@@ -9,7 +9,7 @@ abi_enum! {
         IOMMU_VEVENTQ_FLAG_LOST_EVENTS = 1 << 0,
     }
 
-    /// [`iommu_veventq_alloc::type`](iommu_veventq_alloc::r#type).
+    /// The `type` of [`iommu_veventq_alloc`].
     pub enum iommu_veventq_type: u32 {
         /// Not used yet.
         IOMMU_VEVENTQ_TYPE_DEFAULT = 0,

@@ -4,7 +4,7 @@ use crate::Release;
 use crate::selftest::{iommu_hw_queue_type_selftest, iommu_viommu_type_selftest};
 
 abi_enum! {
-    /// [`iommu_viommu_alloc::type`](iommu_viommu_alloc::r#type).
+    /// The `type` of [`iommu_viommu_alloc`].
     pub enum iommu_viommu_type: u32 {
         /// Not used yet.
         IOMMU_VIOMMU_TYPE_DEFAULT = 0,
@@ -14,7 +14,7 @@ abi_enum! {
         IOMMU_VIOMMU_TYPE_TEGRA241_CMDQV = 2,
     }
 
-    /// [`iommu_hw_queue_alloc::type`](iommu_hw_queue_alloc::r#type).
+    /// The `type` of [`iommu_hw_queue_alloc`].
     pub enum iommu_hw_queue_type: u32 {
         /// Not used yet.
         IOMMU_HW_QUEUE_TYPE_DEFAULT = 0,
