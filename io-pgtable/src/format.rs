@@ -1,0 +1,219 @@
+//! What a format has to say of itself. Everything that is the same for all of them is in the walker.
+//!
+//! A format is a type without values. It names its levels, encodes and decodes one entry, and lists
+//! its permission fields as truth tables; the walker is compiled once for each. Level 0 is the
+//! lowest, whose entries cover one granule; [`Format::hw_level`] gives the manual's number.
+
+use crate::{Config, Error, Prot};
+
+/// What an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing: an access through it faults.
+    Absent,
+    /// It points at a table of the level below.
+    Table,
+    /// It maps memory.
+    Leaf,
+    /// It holds an encoding that the format reserves, or one that this walker never writes.
+    Reserved,
+}
+
+/// A field of the leaf entry that carries permissions: what each value of it means.
+#[derive(Debug)]
+pub struct Field {
+    /// The permissions that choose the value.
+    pub care: Prot,
+    /// The field's bits in the entry.
+    pub mask: u64,
+    /// For each combination that the field can express, its value in place. Where several values mean
+    /// the same, the first is written and all are read. Empty for a flag, which [`Self::bit`] makes.
+    pub values: &'static [(Prot, u64)],
+}
+
+impl Field {
+    /// A flag that is set when `prot` is given.
+    pub const fn bit(prot: Prot, bits: u64) -> Self {
+        Self { care: prot, mask: bits, values: &[] }
+    }
+
+    const fn is_bit(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    fn encode(&self, prot: Prot) -> Option<u64> {
+        let wanted = prot & self.care;
+        if self.is_bit() {
+            return Some(if wanted.is_empty() { 0 } else { self.mask });
+        }
+        self.values.iter().find(|(p, _)| *p == wanted).map(|(_, value)| *value)
+    }
+
+    fn decode(&self, entry: u64) -> Prot {
+        let value = entry & self.mask;
+        if self.is_bit() {
+            return if value == self.mask { self.care } else { Prot::empty() };
+        }
+        self.values.iter().find(|(_, v)| *v == value).map_or(Prot::empty(), |(p, _)| *p)
+    }
+}
+
+/// How an entry remembers that its page was written.
+#[derive(Clone, Copy, Debug)]
+pub struct Dirty {
+    /// Bits that are set in an entry whose state the hardware keeps; 0 when all entries have it.
+    pub tracked: u64,
+    /// The bit that carries the state; 0 when the format has none.
+    pub mask: u64,
+    /// The value of that bit for a page that was written.
+    pub dirty: u64,
+}
+
+impl Dirty {
+    /// A format without dirty state.
+    pub const NONE: Self = Self { tracked: 0, mask: 0, dirty: 0 };
+
+    /// A plain bit, set by hardware at a write.
+    pub const fn bit(mask: u64) -> Self {
+        Self { tracked: 0, mask, dirty: mask }
+    }
+
+    /// Whether hardware marked this entry as written.
+    #[inline]
+    pub const fn is_dirty(&self, entry: u64) -> bool {
+        self.mask != 0 && entry & (self.tracked | self.mask) == self.tracked | self.dirty
+    }
+
+    /// The entry after a write, as the hardware leaves it.
+    #[inline]
+    pub const fn mark(&self, entry: u64) -> u64 {
+        if entry & self.tracked == self.tracked { (entry & !self.mask) | self.dirty } else { entry }
+    }
+
+    /// The entry with its dirty state cleared.
+    #[inline]
+    pub const fn clean(&self, entry: u64) -> u64 {
+        if self.is_dirty(entry) { entry ^ self.mask } else { entry }
+    }
+
+    /// Whether one of the entries with this disjunction and conjunction may be dirty.
+    #[inline]
+    pub const fn suspect(&self, or: u64, and: u64) -> bool {
+        if self.dirty != 0 { or & self.mask != 0 } else { and & self.mask == 0 }
+    }
+}
+
+/// A page-table format. See the module for the conventions.
+pub trait Format: Send + Sync + 'static {
+    /// Its name, as people write it.
+    const NAME: &'static str;
+    /// log2 of the bytes that an entry of level 0 covers.
+    const GRANULE_LG2: u32 = 12;
+    /// log2 of the entries of a table, where all levels agree.
+    const INDEX_LG2: u32 = Self::GRANULE_LG2 - 3;
+    /// The most levels it has.
+    const MAX_LEVELS: u8;
+    /// Whether an IOVA's upper bits repeat its topmost translated bit (a canonical address).
+    const SIGN_EXTENDED: bool = false;
+    /// Whether a table may gain levels while it is in use.
+    const DYNAMIC_TOP: bool = false;
+    /// log2 of the bytes below which the encoding of an address is one contiguous field, so that
+    /// neighbouring pages' entries differ by a constant.
+    const LINEAR_LG2: u32 = 64;
+    /// Whether the entries that make up one larger page each hold their own address (Arm's contiguous
+    /// hint) instead of being the same word (AMD v1, Svnapot).
+    const OWN_ADDRESS: bool = false;
+    /// The permission fields of a leaf.
+    const FIELDS: &'static [Field];
+    /// The bit that hardware sets when an entry is used; 0 when the format has none.
+    const ACCESSED: u64;
+    /// How hardware says that a page was written.
+    const DIRTY: Dirty;
+
+    /// The configuration most users want.
+    fn config() -> Config;
+
+    /// log2 of the bytes that one entry of `level` covers.
+    #[inline]
+    fn shift(level: u8) -> u32 {
+        Self::GRANULE_LG2 + u32::from(level) * Self::INDEX_LG2
+    }
+
+    /// log2 of the number of entries in a table of `level`.
+    #[inline]
+    fn index_lg2(_level: u8) -> u32 {
+        Self::INDEX_LG2
+    }
+
+    /// The manual's number for `level`.
+    fn hw_level(level: u8) -> i8 {
+        level as i8 + 1
+    }
+
+    /// Every page size that leaves of `config` can have: bit n stands for 2^n bytes.
+    fn page_sizes(config: &Config) -> u64;
+
+    /// What a table of `level` holds where nothing is mapped.
+    #[inline]
+    fn absent(_level: u8) -> u64 {
+        0
+    }
+
+    /// The entry of `level` (at least 1) that points at the table of the level below at `pa`.
+    fn table(level: u8, pa: u64) -> u64;
+
+    /// What `entry` of a table of `level` is.
+    fn kind(level: u8, entry: u64) -> Kind;
+
+    /// The physical address of the table that `entry` points at.
+    fn table_pa(level: u8, entry: u64) -> u64;
+
+    /// The leaf of `level` for the page of 2^`lg2` bytes at `pa`, with the attributes of
+    /// [`Self::attrs`]. Where larger pages take several entries, that of the first one.
+    fn leaf(level: u8, lg2: u32, attrs: u64, pa: u64) -> u64;
+
+    /// log2 of the size of the page that the leaf maps.
+    fn leaf_lg2(level: u8, entry: u64) -> u32;
+
+    /// The physical address that the leaf holds; its bits below the page's size have no meaning.
+    fn leaf_pa(level: u8, entry: u64) -> u64;
+
+    /// `attrs` for an entry whose use nobody tracks: as if accessed and written already, so that
+    /// hardware which cannot update entries does not fault.
+    #[inline]
+    fn untracked(attrs: u64) -> u64 {
+        attrs
+    }
+
+    /// The bits of a leaf, of any level and size, that express `prot`.
+    fn attrs(prot: Prot, track: bool) -> Result<u64, Error> {
+        let known = Self::FIELDS.iter().fold(Prot::empty(), |all, field| all | field.care);
+        let mut attrs = 0;
+        for field in Self::FIELDS {
+            attrs |= field.encode(prot).ok_or(Error::Unsupported { prot })?;
+        }
+        if !known.contains(prot) {
+            return Err(Error::Unsupported { prot });
+        }
+        Ok(if track { attrs } else { Self::untracked(attrs) })
+    }
+
+    /// What a leaf permits.
+    fn prot(entry: u64) -> Prot {
+        Self::FIELDS.iter().fold(Prot::empty(), |all, field| all | field.decode(entry))
+    }
+
+    /// The bits of a leaf that [`Self::attrs`] and the hardware wrote, apart from address and size.
+    #[inline]
+    fn leaf_attrs(entry: u64) -> u64 {
+        let fields = const {
+            let (mut mask, mut i) = (Self::ACCESSED | Self::DIRTY.mask | Self::DIRTY.tracked, 0);
+            while i < Self::FIELDS.len() {
+                mask |= Self::FIELDS[i].mask;
+                i += 1;
+            }
+            mask
+        };
+        entry & fields
+    }
+}

@@ -1,0 +1,22 @@
+//! The page tables of the iommufd selftest's mock IOMMU.
+//!
+//! Source: `drivers/iommu/iommufd/iommufd_test.h` of Linux 7.3: MOCK_PAGE_SIZE is 2 KiB and
+//! MOCK_HUGE_PAGE_SIZE 512 of those. The suites see entries only through the uAPI, so the words are
+//! AMD v1's with addresses that count 2 KiB granules.
+
+use crate::{AmdGranule, Config, Format};
+
+/// The mock's format: AMD v1 with 2 KiB granules.
+pub type MockV1 = AmdGranule<11>;
+
+impl MockV1 {
+    /// MOCK_IOMMUPT_DEFAULT: pages of 2 KiB only.
+    pub fn default_pages() -> Config {
+        Config { page_sizes: 1 << Self::GRANULE_LG2, ..Self::config() }
+    }
+
+    /// MOCK_IOMMUPT_HUGE: every size that the format has, 1 MiB among them.
+    pub fn huge_pages() -> Config {
+        Self::config()
+    }
+}

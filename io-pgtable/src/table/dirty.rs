@@ -1,0 +1,131 @@
+//! Dirty state: which pages hardware wrote, read and cleared.
+
+use super::{Shared, Table};
+use crate::raw::Tab;
+use crate::{Config, Error, Format, Kind, Memory};
+use core::sync::atomic::{AtomicU64, Ordering::*};
+
+/// Entries that are looked at together before any is looked at alone.
+const CHUNK: usize = 32;
+
+struct Scan<'a, F: Format, M: Memory, S> {
+    shared: &'a Shared<F, M>,
+    clear: bool,
+    first: u64,
+    last: u64,
+    /// Added to what is reported, to give back the bits of a canonical address.
+    upper: u64,
+    sink: S,
+}
+
+impl<F: Format, M: Memory> Table<F, M> {
+    /// Reports every stretch of IOVAs (first, length) within `len` bytes at `iova` that was written,
+    /// a page or part of one at a time, in order; see [`Bitmap`](crate::Bitmap) for a place to put them. With
+    /// `clear`, pages that lie wholly in the range are clean afterwards, and the caller has to make the
+    /// hardware forget what it cached. A page that is only partly in the range stays dirty, because
+    /// the state of its other part would be lost.
+    pub fn read_dirty(
+        &self,
+        iova: u64,
+        len: u64,
+        clear: bool,
+        sink: impl FnMut(u64, u64),
+    ) -> Result<(), Error> {
+        let shared = &*self.shared;
+        let (first, last) = shared.config.range::<F>(iova, len)?;
+        let Some((level, tab)) = shared.top() else { return Ok(()) };
+        let reach = shared.reach(level + 1);
+        if F::DIRTY.mask == 0 || !shared.config.track || first > reach {
+            return Ok(());
+        }
+        let upper = iova - first;
+        let mut scan = Scan { shared, clear, first, last: last.min(reach), upper, sink };
+        scan.table(level, tab, first, scan.last)
+    }
+}
+
+impl<F: Format, M: Memory, S: FnMut(u64, u64)> Scan<'_, F, M, S> {
+    fn table(&mut self, level: u8, tab: Tab<'_>, first: u64, last: u64) -> Result<(), Error> {
+        let shift = F::shift(level);
+        let (from, to) = (tab.index(first, shift), tab.index(last, shift));
+        if level > 0 {
+            let mut index = from;
+            while index <= to {
+                let entry = tab.load(index);
+                let base = super::entry_iova(tab, shift, first, index);
+                match F::kind(level, entry) {
+                    Kind::Absent => {}
+                    Kind::Leaf => {
+                        index = self.page(level, tab, index, entry, base);
+                        continue;
+                    }
+                    Kind::Table => {
+                        let child = self.shared.child(level, entry, base)?;
+                        let end = last.min(base | Config::low(shift));
+                        self.table(level - 1, child, first.max(base), end)?;
+                    }
+                    Kind::Reserved => return Err(Error::Malformed { iova: base, entry }),
+                }
+                index += 1;
+            }
+            return Ok(());
+        }
+        let mut index = from;
+        while index <= to {
+            let chunk = tab.words(index..(index + CHUNK).min(to + 1));
+            let (or, and) = sum(chunk);
+            let end = index + chunk.len();
+            if !F::DIRTY.suspect(or, and) {
+                index = end;
+                continue;
+            }
+            while index < end {
+                let entry = tab.load(index);
+                if F::kind(0, entry) == Kind::Leaf {
+                    let base = super::entry_iova(tab, shift, first, index);
+                    index = self.page(0, tab, index, entry, base);
+                } else {
+                    index += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports the page that entry `index` belongs to, if one of its entries is dirty; returns the index
+    /// after its last.
+    fn page(&mut self, level: u8, tab: Tab<'_>, index: usize, entry: u64, base: u64) -> usize {
+        let shift = F::shift(level);
+        let lg2 = F::leaf_lg2(level, entry);
+        let count = 1 << (lg2 - shift);
+        let start = index & !(count - 1);
+        let words = tab.words(start..start + count);
+        let dirty = words.iter().any(|word| F::DIRTY.is_dirty(word.load(Acquire)));
+        let page = base & !Config::low(lg2);
+        let end = page | Config::low(lg2);
+        if dirty {
+            let (from, to) = (page.max(self.first), end.min(self.last));
+            (self.sink)(from + self.upper, to - from + 1);
+            if self.clear && self.first <= page && end <= self.last {
+                words.iter().for_each(clean::<F>);
+            }
+        }
+        start + count
+    }
+}
+
+/// The disjunction and conjunction of some entries.
+#[inline]
+fn sum(words: &[AtomicU64]) -> (u64, u64) {
+    words.iter().fold((0, u64::MAX), |(or, and), word| {
+        let entry = word.load(Relaxed);
+        (or | entry, and & entry)
+    })
+}
+
+/// Clears an entry's dirty state. A reader can only set bits meanwhile, so the loop ends.
+fn clean<F: Format>(word: &AtomicU64) {
+    let _ = word.fetch_update(AcqRel, Acquire, |entry| {
+        F::DIRTY.is_dirty(entry).then(|| F::DIRTY.clean(entry))
+    });
+}
