@@ -1,0 +1,373 @@
+//! Threads that answer a session's requests: one leads, the others follow.
+//!
+//! Only the *leader* reads requests. It answers a [`Pace::Quick`] one itself and reads on, so a
+//! lone caller meets a thread that is awake, on a warm cache, and no lock. Before a
+//! [`Pace::Slow`] one it hands the lead to a follower. As one thread reads at a time, a RELEASE
+//! is done before the requests that the kernel queued behind it are even seen; with free readers,
+//! a program's next ioctl overtakes its own close.
+//!
+//! A quick request can still block, on memory whose faults the caller answers itself. The *watch*
+//! looks at the leader every few milliseconds while there is work; one that made no step and
+//! sleeps loses the lead. One that is runnable only lacks a processor and keeps it for longer,
+//! and so does one with a RELEASE, whose order would be lost. The watch sleeps while nothing is
+//! asked.
+//!
+//! The lead is a number, [`Shared::turn`]: even while the leader reads, odd while it answers. It
+//! only grows, so whoever takes a step by compare-and-swap knows that no other took it.
+#![allow(unsafe_code)] // A signal handler, and the signal that ends a blocked read.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
+use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
+use parking_lot::{Condvar, Mutex};
+
+use super::channel::Channel;
+use super::dispatch::{self, MAX_WRITE};
+use super::handler::{Handler, Pace};
+use super::request::{Header, Op, ParseError, Request};
+use crate::wire::Errno;
+
+/// How often the watch looks while there is work.
+const TICK: Duration = Duration::from_millis(5);
+
+/// Ticks after which even a RELEASE, or ten times as many as after which a busy leader, makes
+/// room for another.
+const PATIENCE: u32 = 400;
+
+/// Ends a blocked `read` of the leader. Its default is to do nothing, so a stray one is harmless.
+const NUDGE: Signal = Signal::SIGURG;
+
+/// How a server runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Most threads, each of which a slow request can hold.
+    pub threads: usize,
+    /// Idle threads that are kept.
+    pub spare: usize,
+    /// Begins the threads' names.
+    pub name: &'static str,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { threads: 128, spare: 2, name: "wire" }
+    }
+}
+
+/// A running session. Dropping it stops it.
+pub struct Server {
+    shared: Arc<dyn Stop>,
+    watch: Option<JoinHandle<()>>,
+}
+
+struct Shared<H> {
+    channel: Arc<Channel>,
+    handler: Arc<H>,
+    options: Options,
+    /// See the module's header.
+    turn: AtomicU64,
+    /// What the leader answers, for the watch.
+    answering: Mutex<Option<Answering>>,
+    pool: Mutex<Pool>,
+    /// The lead is free, or the end has come: for followers.
+    lead_free: Condvar,
+    /// A thread ended, or the end has come: for [`Server::wait`].
+    ended: Condvar,
+    stopping: AtomicBool,
+    spawned: AtomicUsize,
+    watch_sleeps: AtomicBool,
+    watch: std::sync::OnceLock<Thread>,
+}
+
+#[derive(Clone, Copy)]
+struct Answering {
+    header: Header,
+    /// The leader's thread id.
+    by: i32,
+    /// Whether it is a RELEASE.
+    release: bool,
+}
+
+impl Answering {
+    /// Whether the leader, which has not moved for `ticks` looks, is to lose the lead.
+    fn stalls(&self, ticks: u32) -> bool {
+        ticks
+            >= if self.release {
+                PATIENCE
+            } else if runnable(self.by) {
+                PATIENCE / 10
+            } else {
+                1
+            }
+    }
+}
+
+/// Whether the thread of this process runs, or would if it had a processor.
+fn runnable(tid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/self/task/{tid}/stat"))
+        .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R')))
+}
+
+#[derive(Default)]
+struct Pool {
+    /// The thread that leads; none while the lead is free.
+    leader: Option<Pthread>,
+    threads: usize,
+    idle: usize,
+}
+
+/// What [`Server`] needs of its threads, whatever their handler is.
+trait Stop: Send + Sync {
+    fn stop(&self);
+    fn wait(&self);
+}
+
+impl Server {
+    /// Starts answering `channel`'s requests.
+    pub fn start<H: Handler>(
+        channel: Arc<Channel>,
+        handler: Arc<H>,
+        options: Options,
+    ) -> Result<Self, Errno> {
+        extern "C" fn nothing(_: libc::c_int) {}
+        let action =
+            SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler does nothing, which is async-signal-safe.
+        unsafe { signal::sigaction(NUDGE, &action)? };
+        let shared = Arc::new(Shared {
+            channel,
+            handler,
+            options,
+            turn: AtomicU64::new(0),
+            answering: Mutex::new(None),
+            pool: Mutex::default(),
+            lead_free: Condvar::new(),
+            ended: Condvar::new(),
+            stopping: AtomicBool::new(false),
+            spawned: AtomicUsize::new(0),
+            watch_sleeps: AtomicBool::new(false),
+            watch: std::sync::OnceLock::new(),
+        });
+        let watched = shared.clone();
+        let watch = shared.spawn(move || watched.watch())?;
+        let _ = shared.watch.set(watch.thread().clone());
+        shared.add_thread(&mut shared.pool.lock())?;
+        Ok(Self { shared, watch: Some(watch) })
+    }
+
+    /// Waits for the session's end: its unmounting, or [`Server::stop`] on another thread.
+    pub fn wait(&self) {
+        self.shared.wait();
+    }
+
+    /// Ends the session: no further request is read, those in work are finished, those that the
+    /// handler kept are answered by its [`Handler::shutdown`].
+    pub fn stop(&self) {
+        self.shared.stop();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(watch) = self.watch.take() {
+            let _ = watch.join();
+        }
+    }
+}
+
+impl<H: Handler> Stop for Shared<H> {
+    fn stop(&self) {
+        self.end();
+        self.wait();
+    }
+
+    fn wait(&self) {
+        let mut pool = self.pool.lock();
+        while pool.threads > 0 {
+            match pool.leader {
+                // The leader may be about to read: only a signal that comes during the read
+                // ends it, so this asks until the leader is gone.
+                Some(leader) if self.stopping.load(Ordering::SeqCst) => {
+                    let _ = pthread_kill(leader, NUDGE);
+                    self.ended.wait_for(&mut pool, Duration::from_millis(2));
+                }
+                _ => self.ended.wait(&mut pool),
+            }
+        }
+    }
+}
+
+impl<H: Handler> Shared<H> {
+    fn spawn(&self, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Errno> {
+        let number = self.spawned.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{number}", self.options.name);
+        // The threads inherit the mask: signals are for the program's own threads.
+        let mut before = SigSet::empty();
+        signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+        let thread = thread::Builder::new().name(name).stack_size(512 << 10).spawn(body);
+        signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+        thread.map_err(super::channel::errno)
+    }
+
+    /// Adds a thread, which leads as soon as the lead is free.
+    fn add_thread(self: &Arc<Self>, pool: &mut Pool) -> Result<(), Errno> {
+        let shared = self.clone();
+        self.spawn(move || shared.serve())?;
+        pool.threads += 1;
+        Ok(())
+    }
+
+    /// A thread's life: follow, lead, follow...
+    fn serve(self: &Arc<Self>) {
+        let nudge = SigSet::from(NUDGE);
+        let _ = signal::pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&nudge), None);
+        let mut buffer = vec![0; MAX_WRITE as usize + 4096];
+        loop {
+            let mut pool = self.pool.lock();
+            pool.idle += 1;
+            let spare = pool.idle > self.options.spare;
+            while pool.leader.is_some() && !self.stopping.load(Ordering::SeqCst) && !spare {
+                self.lead_free.wait(&mut pool);
+            }
+            pool.idle -= 1;
+            if pool.leader.is_some() || self.stopping.load(Ordering::SeqCst) {
+                pool.threads -= 1;
+                self.ended.notify_all();
+                return;
+            }
+            pool.leader = Some(pthread_self());
+            drop(pool);
+            self.lead(&mut buffer);
+        }
+    }
+
+    /// Reads and answers until the lead is lost.
+    fn lead(self: &Arc<Self>, buffer: &mut [u8]) {
+        // While this thread has the lead, nobody else moves an even turn.
+        let mut turn = self.turn.load(Ordering::SeqCst);
+        let by = nix::unistd::gettid().as_raw();
+        loop {
+            if self.stopping.load(Ordering::SeqCst) {
+                return self.end();
+            }
+            let bytes = match self.channel.read(buffer) {
+                Ok(bytes) => bytes,
+                Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOENT) => continue,
+                Err(error) => {
+                    if error != Errno::ENODEV {
+                        tracing::error!(%error, "cannot read requests");
+                    }
+                    return self.end();
+                }
+            };
+            let request = match Request::parse(bytes) {
+                Ok(request) => request,
+                Err(error) => {
+                    tracing::warn!(%error, "not a request");
+                    if let ParseError::Body { unique, .. } | ParseError::Name { unique, .. } = error
+                    {
+                        self.channel.reply(unique).error(Errno::EIO);
+                    }
+                    continue;
+                }
+            };
+            let release = matches!(request.op, Op::Release { .. });
+            *self.answering.lock() = Some(Answering { header: request.header, by, release });
+            self.turn.store(turn + 1, Ordering::SeqCst);
+            if self.watch_sleeps.load(Ordering::SeqCst) {
+                self.wake_watch();
+            }
+            let slow = dispatch::pace(&*self.handler, &request) == Pace::Slow;
+            let led = slow && self.step(turn + 1);
+            if led {
+                self.hand_over();
+            }
+            dispatch::dispatch(&*self.handler, &self.channel, &request);
+            if slow || !self.step(turn + 1) {
+                return;
+            }
+            turn += 2;
+        }
+    }
+
+    /// Moves the turn on from `from`, unless another did.
+    fn step(&self, from: u64) -> bool {
+        self.turn.compare_exchange(from, from + 1, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Gives the lead away, to a follower or a new thread.
+    fn hand_over(self: &Arc<Self>) {
+        let mut pool = self.pool.lock();
+        pool.leader = None;
+        if pool.idle > 0 {
+            self.lead_free.notify_one();
+        } else if pool.threads < self.options.threads
+            && let Err(error) = self.add_thread(&mut pool)
+        {
+            tracing::warn!(%error, "cannot start another thread");
+        }
+        // Else the first thread that is done leads.
+    }
+
+    /// No request is read from here on.
+    fn end(&self) {
+        if !self.stopping.swap(true, Ordering::SeqCst) {
+            self.handler.shutdown();
+        }
+        {
+            // Under the lock, so that nobody is between looking and waiting.
+            let mut pool = self.pool.lock();
+            if pool.leader == Some(pthread_self()) {
+                pool.leader = None;
+            }
+            self.lead_free.notify_all();
+            self.ended.notify_all();
+        }
+        self.wake_watch();
+    }
+
+    fn wake_watch(&self) {
+        self.watch_sleeps.store(false, Ordering::SeqCst);
+        if let Some(watch) = self.watch.get() {
+            watch.unpark();
+        }
+    }
+
+    fn watch(self: &Arc<Self>) {
+        let mut last = self.turn.load(Ordering::SeqCst);
+        let mut ticks = 0;
+        while !self.stopping.load(Ordering::SeqCst) {
+            let began = Instant::now();
+            while began.elapsed() < TICK && !self.stopping.load(Ordering::SeqCst) {
+                thread::sleep(TICK - began.elapsed().min(TICK));
+            }
+            let now = self.turn.load(Ordering::SeqCst);
+            if now != last {
+                (last, ticks) = (now, 0);
+            } else if now % 2 == 1 {
+                ticks += 1;
+                let Some(answering) = *self.answering.lock() else { continue };
+                if answering.stalls(ticks) && self.step(now) {
+                    self.hand_over();
+                    self.handler.stalled(&answering.header);
+                }
+            } else {
+                // The leader sets its turn before it looks whether the watch sleeps.
+                self.watch_sleeps.store(true, Ordering::SeqCst);
+                while self.watch_sleeps.load(Ordering::SeqCst)
+                    && self.turn.load(Ordering::SeqCst) == now
+                    && !self.stopping.load(Ordering::SeqCst)
+                {
+                    thread::park();
+                }
+                self.watch_sleeps.store(false, Ordering::SeqCst);
+                (last, ticks) = (self.turn.load(Ordering::SeqCst), 0);
+            }
+        }
+    }
+}
