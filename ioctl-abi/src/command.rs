@@ -1,8 +1,21 @@
 //! The one table of commands: number, struct, smallest size, name, release.
 //!
 //! Everything that knows more than one command is derived from it: [`Command`], the ioctl numbers
-//! (`IOMMU_IOAS_MAP` and the like, re-exported where the headers have them), decoding and
-//! printing. A new ioctl is its struct and one row here.
+//! (`IOMMU_IOAS_MAP` and the like, re-exported where the headers have them), decoding, printing
+//! and the C header.
+//!
+//! # A new ioctl
+//!
+//! 1. Its struct, beside its relatives under `iommufd/`, in the file's `abi_struct!`:
+//!    `size` first, no holes, and for each field what it means, such as
+//!    `pub flags: u32 => flags(&my_flags)` or `pub out_id: u32 => ID.out()`.
+//! 2. Its row here. `..=` names the last field of the struct as first released: a caller must
+//!    have that much.
+//! 3. Its handler in the engine.
+//!
+//! A struct that grows later gets its new fields at the end, each with
+//! `.since(Release::new(..))`; the row stays as it is.
+//! `cargo run -p ioctl-abi --example header` writes the C header to build a caller against.
 
 use crate::iommufd::*;
 use crate::layout::{AbiStruct, Constant, Layout, Set};
@@ -296,5 +309,75 @@ commands! {
         /// Starts, stops or reads the log of dirty pages.
         VfioIommuDirtyPages: VFIO_IOMMU_DIRTY_PAGES = (117),
             [vfio_iommu_type1_dirty_bitmap ..= flags], since 5, 8;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::header::HEADERS;
+    use crate::layout::How;
+
+    #[test]
+    fn numbers_are_unique_and_found() {
+        for (index, info) in COMMANDS.iter().enumerate() {
+            assert_eq!(Command::from_ioctl(info.ioctl), Some(info.command));
+            assert_eq!(info.ioctl, info.command as u32);
+            assert_eq!(info.ioctl & 0xff, u32::from(info.nr));
+            let others = COMMANDS.iter().skip(index + 1);
+            assert!(others.clone().all(|other| other.name != info.name));
+            // The direction and size bits of an ioctl number count, too.
+            assert_eq!(Command::from_ioctl(info.ioctl | 1 << 30), None, "{}", info.name);
+            assert_eq!(Command::from_ioctl(info.ioctl | 1 << 16), None, "{}", info.name);
+            assert!(info.since <= crate::release::CURRENT);
+        }
+        assert_eq!(Command::from_ioctl(io(0x96)), None);
+        assert_eq!(Command::from_ioctl(0), None);
+    }
+
+    #[test]
+    fn a_command_struct_begins_with_its_size_and_the_smallest_ends_with_a_field() {
+        for info in COMMANDS {
+            let Some(layout) = info.layout() else {
+                assert_eq!(info.smallest, 0);
+                continue;
+            };
+            assert!(matches!(layout.fields[0].show.how, How::Size), "{}", layout.name);
+            assert_eq!((layout.fields[0].offset, layout.fields[0].size), (0, 4));
+            assert!(layout.fields.iter().any(|field| field.end() == info.smallest));
+        }
+    }
+
+    /// What came with a later release can be missing; what came with the first cannot.
+    #[test]
+    fn later_fields_are_behind_the_smallest_size() {
+        for info in COMMANDS {
+            for field in info.layout().map_or(&[][..], |layout| layout.fields) {
+                let later = field.show.since.is_some();
+                // Bytes that were reserved at first may have got a meaning since.
+                let behind = field.offset >= info.smallest;
+                let reused = field.name == "out_max_pasid_log2";
+                let filler = matches!(field.show.how, How::Pad) || field.size == 0;
+                let optional = info.sizing == Sizing::Argsz;
+                assert!(
+                    filler || reused || optional || later == behind,
+                    "{}: {}",
+                    info.name,
+                    field.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn fields_follow_each_other_without_gaps() {
+        for layout in HEADERS.iter().flat_map(|header| header.structs()) {
+            let mut end = 0;
+            for field in layout.fields {
+                assert_eq!(field.offset, end, "{}: {}", layout.name, field.name);
+                end = field.end();
+            }
+            assert_eq!(end, layout.size, "{}", layout.name);
+        }
     }
 }

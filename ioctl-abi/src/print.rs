@@ -34,7 +34,7 @@ impl Display for IoctlName {
 /// A command and its argument, before the call.
 ///
 /// `bytes` are the caller's struct, as much of it as is there; for [`Argument::Value`] the
-/// argument itself, least byte first.
+/// argument itself, as this machine stores a `u64`.
 pub fn print(command: Command, bytes: &[u8]) -> Call<'_> {
     Call { command, before: bytes, after: None }
 }
@@ -214,7 +214,7 @@ fn write_enum(f: &mut Formatter<'_>, sets: &[&Set], value: u64) -> fmt::Result {
     }
 }
 
-/// The little-endian or big-endian word, as this machine has it, of up to 8 bytes.
+/// The number in up to 8 bytes, in the byte order of this machine.
 fn word(bytes: &[u8], offset: usize, len: usize) -> u64 {
     let Some(bytes) = bytes.get(offset..offset + len.min(8)) else { return 0 };
     let mut word = [0; 8];
