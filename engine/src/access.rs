@@ -2,8 +2,13 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::context::Hold;
 use crate::device::Lifetime;
+use crate::ioas::Ioas;
+use crate::iopt::AccessUser;
+use crate::iopt::access::AccessId;
 use crate::object::{Kind, Object, Use};
 use crate::{Context, Errno};
 
@@ -30,6 +35,30 @@ pub struct Access {
 struct AccessObject {
     id: u32,
     ops: Arc<dyn AccessOps>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Where it can pin and copy.
+    attached: Option<Attached>,
+    /// Where its pins are: longer than `attached`, so that they can be undone while it leaves.
+    pinned_in: Option<Attached>,
+}
+
+#[derive(Clone)]
+struct Attached {
+    ioas: Use<Ioas>,
+    access: AccessId,
+}
+
+/// Passes the IOAS's calls on to the access's owner.
+struct Callback(Arc<dyn AccessOps>);
+
+impl AccessUser for Callback {
+    fn unmap(&self, iova: u64, length: u64) {
+        self.0.unmap(iova, length);
+    }
 }
 
 /// The physical memory behind a pinned range, in order.
@@ -49,7 +78,8 @@ impl Access {
         let _serial = context.serial();
         let reserved = context.objects().reserve()?;
         let id = reserved.id();
-        let object = reserved.commit_used(Arc::new(AccessObject { id, ops }));
+        let object =
+            reserved.commit_used(Arc::new(AccessObject { id, ops, state: Mutex::default() }));
         let hold = (lifetime == Lifetime::HoldsContext).then(|| context.hold());
         Ok(Self { context: context.clone(), object: Some(object), _hold: hold })
     }
@@ -64,24 +94,64 @@ impl Access {
         self.object().ops.pins()
     }
 
-    /// Attaches it to IOAS `ioas_id`. `ENOENT`, `EINVAL` when it is attached already, `ENOMEM`.
+    /// Attaches it to IOAS `ioas_id`. `ENOENT`, `EINVAL` when it is attached already,
+    /// `EADDRINUSE` when it pins and something there is not page aligned, `ENOMEM`.
     pub fn attach(&self, ioas_id: u32) -> Result<(), Errno> {
         let _serial = self.context.serial();
-        let _ = ioas_id;
-        Err(Errno::ENOSYS)
+        if self.object().state.lock().pinned_in.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        self.change(Some(ioas_id))
     }
 
     /// Moves it to IOAS `ioas_id`: all pins of the old one are called in first. `ENOENT` when it
-    /// is not attached or there is no such IOAS, `ENOMEM`.
+    /// is not attached or there is no such IOAS, else as [`Access::attach`].
     pub fn replace(&self, ioas_id: u32) -> Result<(), Errno> {
         let _serial = self.context.serial();
-        let _ = ioas_id;
-        Err(Errno::ENOSYS)
+        if self.object().state.lock().attached.is_none() {
+            return Err(Errno::ENOENT);
+        }
+        self.change(Some(ioas_id))
     }
 
-    /// Detaches it, after all its pins were called in.
+    /// Detaches it, after all its pins were called in. Nothing happens when it is not attached.
     pub fn detach(&self) {
         let _serial = self.context.serial();
+        if let Err(error) = self.change(None) {
+            tracing::warn!(access = self.id(), %error, "detach failed");
+        }
+    }
+
+    /// Leaves its IOAS, if it is in one, for `ioas_id`, or for none.
+    fn change(&self, ioas_id: Option<u32>) -> Result<(), Errno> {
+        let object = self.object();
+        let new = match ioas_id {
+            Some(id) => Some(self.context.objects().get::<Ioas>(id)?),
+            None => None,
+        };
+        let old = object.state.lock().attached.take();
+        let stays = matches!((&old, &new), (Some(old), Some(new)) if old.ioas.id() == new.id());
+        let joined = match new {
+            Some(_) if stays => Ok(old.clone()),
+            Some(ioas) => {
+                let access = ioas.add_access(Arc::new(Callback(object.ops.clone())), self.pins());
+                access.map(|access| Some(Attached { ioas, access }))
+            }
+            None => Ok(None),
+        };
+        let new = match joined {
+            Ok(new) => new,
+            Err(error) => {
+                object.state.lock().attached = old;
+                return Err(error);
+            }
+        };
+        if let Some(old) = old.filter(|_| !stays) {
+            object.ops.unmap(0, u64::MAX);
+            old.ioas.remove_access(old.access);
+        }
+        *object.state.lock() = State { attached: new.clone(), pinned_in: new };
+        Ok(())
     }
 
     /// Pins `length` bytes at `iova`: their pages stay, and stay where they are, until
@@ -122,6 +192,7 @@ impl Access {
 impl Drop for Access {
     fn drop(&mut self) {
         let _serial = self.context.serial();
+        self.detach();
         let Some(object) = self.object.take() else { return };
         let id = object.id;
         drop(object);
