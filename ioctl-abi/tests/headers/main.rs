@@ -25,7 +25,9 @@ type Texts = BTreeMap<&'static str, String>;
 
 /// The tree's headers, or nothing where there is no tree (said loudly).
 fn kernel_headers() -> Option<Texts> {
-    let explicit = std::env::var_os("SOFTIOMMU_KERNEL_SOURCE").map(PathBuf::from);
+    let explicit = std::env::var_os("SOFTIOMMU_KERNEL_SOURCE")
+        .filter(|tree| !tree.is_empty())
+        .map(PathBuf::from);
     let tree = match &explicit {
         Some(tree) => tree.clone(),
         None => std::env::var_os("XDG_CACHE_HOME")
