@@ -1,0 +1,130 @@
+//! The system calls about other processes that `nix` does not wrap.
+#![allow(unsafe_code)] // raw system calls and ioctls; each block says what the kernel is given
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use engine::Errno;
+
+/// `PIDFD_THREAD`: the pidfd names a thread rather than a process (Linux 6.9).
+const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint;
+
+/// `KCMP_VM` of `<linux/kcmp.h>`.
+const KCMP_VM: libc::c_int = 1;
+
+/// `_LINUX_CAPABILITY_VERSION_3` of `<linux/capability.h>`.
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+fn result(returned: libc::c_long) -> Result<libc::c_long, Errno> {
+    if returned < 0 { Err(Errno::last()) } else { Ok(returned) }
+}
+
+fn descriptor(returned: libc::c_long) -> Result<OwnedFd, Errno> {
+    let fd = result(returned)?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel just returned `fd` as a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A pidfd of the process whose thread-group id is `pid`.
+pub(crate) fn pidfd_open(pid: u32) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes two integers.
+    descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// A pidfd of one thread. `EINVAL` before Linux 6.9.
+pub(crate) fn pidfd_open_thread(tid: u32) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes two integers.
+    descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, tid, PIDFD_THREAD) })
+}
+
+/// A duplicate of the descriptor `fd` of the process or thread behind `pidfd`.
+pub(crate) fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes three integers; `pidfd` is open for the length of the call.
+    descriptor(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
+}
+
+/// Whether the process behind `pidfd` has not been reaped. A process that may not be signalled
+/// lives.
+pub(crate) fn alive(pidfd: BorrowedFd<'_>) -> bool {
+    // SAFETY: signal 0 only asks; the siginfo pointer may be null.
+    let asked = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            0,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    result(asked) != Err(Errno::ESRCH)
+}
+
+/// Whether `tid` is now a thread of the process `tgid`.
+pub(crate) fn is_thread_of(tgid: u32, tid: u32) -> bool {
+    // SAFETY: signal 0 only asks.
+    let asked = unsafe { libc::syscall(libc::SYS_tgkill, tgid, tid, 0) };
+    result(asked) != Err(Errno::ESRCH)
+}
+
+/// Whether two threads have the same memory. An error when either cannot be asked.
+pub(crate) fn same_memory(a: u32, b: u32) -> Result<bool, Errno> {
+    // SAFETY: takes integers.
+    result(unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) }).map(|order| order == 0)
+}
+
+/// The real user id of the process, in this process's user namespace.
+pub(crate) fn real_uid(pidfd: BorrowedFd<'_>) -> Result<u32, Errno> {
+    /// The first published `struct pidfd_info` of `<linux/pidfd.h>` (Linux 6.13).
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroupid: u64,
+        ids: [u32; 3],
+        ruid: u32,
+        others: [u32; 8],
+    }
+    const _: () = assert!(size_of::<Info>() == 64);
+    /// `PIDFD_GET_INFO` with that size: `_IOWR(0xff, 11, 64 bytes)`.
+    const GET_INFO: libc::c_ulong = (3 << 30) | (64 << 16) | (0xff << 8) | 11;
+    const CREDENTIALS: u64 = 1 << 1;
+    let mut info = Info { mask: CREDENTIALS, ..Info::default() };
+    // SAFETY: the command's size field says 64 bytes, which `info` has, and any bytes are valid
+    // in it.
+    let asked = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO as _, &raw mut info) };
+    result(asked.into())?;
+    if info.mask & CREDENTIALS == 0 { Err(Errno::ESRCH) } else { Ok(info.ruid) }
+}
+
+/// Whether `tid` has `capability` (a `CAP_*` number) in its effective set.
+pub(crate) fn effective_capability(tid: u32, capability: u32) -> Result<bool, Errno> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: u32,
+    }
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Sets {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let mut header = Header { version: CAPABILITY_VERSION_3, pid: tid };
+    let mut sets = [Sets::default(); 2];
+    // SAFETY: version 3 reads the header and writes two `Sets`; both outlive the call.
+    result(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) })?;
+    let word = sets.get((capability / 32) as usize).ok_or(Errno::EINVAL)?;
+    Ok(word.effective & (1 << (capability % 32)) != 0)
+}
+
+/// The soft `RLIMIT_MEMLOCK` of `pid` in bytes, `u64::MAX` for none.
+pub(crate) fn memlock_limit(pid: u32) -> Result<u64, Errno> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| Errno::ESRCH)?;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a null new limit changes nothing; `limit` takes the old one.
+    let asked =
+        unsafe { libc::prlimit(pid, libc::RLIMIT_MEMLOCK, std::ptr::null(), &raw mut limit) };
+    result(asked.into())?;
+    Ok(if limit.rlim_cur == libc::RLIM_INFINITY { u64::MAX } else { limit.rlim_cur })
+}

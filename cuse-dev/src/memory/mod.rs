@@ -1,0 +1,49 @@
+//! The memory of callers: copies in and out, and pages that stay.
+//!
+//! [`process::ProcessMemory`] is one mm of a caller. Its pins hold pages in one of these ways, in
+//! this order of preference:
+//!
+//! 1. shared memory ([`map`]): the file behind the mapping, mapped here. The very pages.
+//! 2. private memory that the caller may write: a buffer registered with an io_uring of the
+//!    caller's mm, which is a kernel pin.
+//! 3. everything else ([`pin`]): a live window on the caller's addresses, marked as such with its
+//!    reason.
+//!
+//! What follows a file rather than its pages follows it through truncation and hole punching,
+//! too: there the device sees the file's new pages, where the kernel would keep the old ones.
+
+pub mod file;
+pub(crate) mod map;
+pub mod pfn;
+pub(crate) mod pin;
+pub mod process;
+pub(crate) mod sigbus;
+pub(crate) mod vma;
+
+use std::fs::File;
+use std::sync::Arc;
+
+use engine::Errno;
+
+pub use pfn::PfnMode;
+
+/// What all mms of this process's callers share.
+pub struct Host {
+    pub(crate) maps: map::FileMaps,
+    pub(crate) pfns: pfn::Pfns,
+    /// `/proc/self/pagemap`.
+    pub(crate) pagemap: File,
+}
+
+impl Host {
+    /// Once per daemon. Fails where `/proc` cannot be read.
+    pub fn new(pfn: PfnMode) -> std::io::Result<Arc<Self>> {
+        let pagemap = File::open("/proc/self/pagemap")?;
+        Ok(Arc::new(Self { maps: map::FileMaps::default(), pfns: pfn::Pfns::new(pfn), pagemap }))
+    }
+}
+
+/// The errno of an I/O error.
+pub(crate) fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}

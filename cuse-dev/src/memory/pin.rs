@@ -1,0 +1,187 @@
+//! Pinned pages of a caller or of a file, as parts that are held in different ways.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use engine::Errno;
+use engine::memory::{Held, PAGE_SIZE, Pin};
+
+use super::Host;
+use super::map::FileMap;
+use super::pfn::Frames;
+use super::process::Mm;
+
+/// What keeps the pages of a part.
+pub(crate) enum Hold {
+    /// A mapping of the file behind them, from byte `offset` of the file.
+    File { map: Arc<FileMap>, offset: u64 },
+    /// Nothing: the caller's addresses from `address` are looked at when they are used.
+    Window { mm: Arc<Mm>, address: u64, why: &'static str },
+}
+
+/// A range of pages that is held in one way.
+pub(crate) struct Part {
+    /// Byte of the pin at which the part begins.
+    pub(crate) start: u64,
+    /// Bytes of the part.
+    pub(crate) length: u64,
+    pub(crate) hold: Hold,
+    /// Found when the part is made, or for files when somebody asks.
+    pub(crate) frames: OnceLock<Frames>,
+    /// Pages that are not released.
+    left: AtomicU64,
+}
+
+impl Part {
+    /// A part of `length` bytes at byte `start` of its pin.
+    pub(crate) fn new(start: u64, length: u64, hold: Hold, frames: Option<Frames>) -> Self {
+        let left = AtomicU64::new(length / PAGE_SIZE);
+        Self { start, length, hold, frames: frames.map_or_else(OnceLock::new, Into::into), left }
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.length
+    }
+
+    fn frames(&self, host: &Host) -> &Frames {
+        self.frames.get_or_init(|| {
+            let pages = self.length / PAGE_SIZE;
+            let found = match &self.hold {
+                Hold::File { map, offset } => map
+                    .at(*offset, self.length as usize)
+                    .ok_or(Errno::EFAULT)
+                    .and_then(|at| host.pfns.of(&host.pagemap, at as u64, pages)),
+                Hold::Window { .. } => Err(Errno::EFAULT),
+            };
+            found.or_else(|_| host.pfns.unknown(pages)).unwrap_or_default()
+        })
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+        match &self.hold {
+            Hold::File { map, offset: base } => map.read(base + offset, into),
+            Hold::Window { mm, address, .. } => mm.peek(address + offset, into),
+        }
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
+        match &self.hold {
+            Hold::File { map, offset: base } => map.write(base + offset, from),
+            Hold::Window { mm, address, .. } => mm.poke(address + offset, from),
+        }
+    }
+}
+
+/// The pages of one [`engine::memory::AddressSpace::pin`] or [`engine::memory::BackingFile::pin`].
+pub(crate) struct Pages {
+    host: Arc<Host>,
+    parts: Vec<Part>,
+    length: u64,
+    write: bool,
+}
+
+impl Pages {
+    /// A pin of `parts`, which follow each other from byte 0.
+    pub(crate) fn new(host: Arc<Host>, parts: Vec<Part>, write: bool) -> Self {
+        let length = parts.last().map_or(0, Part::end);
+        Self { host, parts, length, write }
+    }
+
+    /// The part that contains byte `offset`.
+    fn part(&self, offset: u64) -> Option<(usize, &Part)> {
+        let index = match &self.parts[..] {
+            [_] => 0,
+            parts => parts.partition_point(|part| part.end() <= offset),
+        };
+        let part = self.parts.get(index)?;
+        (offset < part.end()).then_some((index, part))
+    }
+
+    /// Runs `each` on the pieces of `bytes` that lie in one part: (part, offset in it, piece).
+    fn split(
+        &self,
+        bytes: Range<u64>,
+        mut each: impl FnMut(&Part, u64, Range<usize>) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let (_, part) = self.part(at).ok_or(Errno::EFAULT)?;
+            let stop = part.end().min(bytes.end);
+            let piece = (at - bytes.start) as usize..(stop - bytes.start) as usize;
+            each(part, at - part.start, piece)?;
+            at = stop;
+        }
+        Ok(())
+    }
+}
+
+fn span(offset: u64, length: usize) -> Result<Range<u64>, Errno> {
+    Ok(offset..offset.checked_add(length as u64).ok_or(Errno::EFAULT)?)
+}
+
+impl Pin for Pages {
+    fn pages(&self) -> u64 {
+        self.length / PAGE_SIZE
+    }
+
+    fn frames(&self, pages: Range<u64>, each: &mut dyn FnMut(u64, u64)) {
+        let bytes = pages.start.saturating_mul(PAGE_SIZE)..pages.end.saturating_mul(PAGE_SIZE);
+        for part in &self.parts {
+            let (start, end) = (bytes.start.max(part.start), bytes.end.min(part.end()));
+            if start < end {
+                let inside = (start - part.start) / PAGE_SIZE..(end - part.start) / PAGE_SIZE;
+                part.frames(&self.host).for_each(inside, each);
+            }
+        }
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+        self.split(span(offset, into.len())?, |part, at, piece| part.read(at, &mut into[piece]))
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
+        if !self.write {
+            return Err(Errno::EFAULT);
+        }
+        self.split(span(offset, from.len())?, |part, at, piece| part.write(at, &from[piece]))
+    }
+
+    fn window(&self, bytes: Range<u64>, with: &mut dyn FnMut(*mut u8)) -> bool {
+        let Some((_, part)) = self.part(bytes.start) else { return false };
+        let Hold::File { map, offset } = &part.hold else { return false };
+        if bytes.end > part.end() || bytes.is_empty() {
+            return false;
+        }
+        let at = bytes.start - part.start;
+        match map.at(offset + at, (bytes.end - bytes.start) as usize) {
+            Some(pointer) if map.writable() || !self.write => {
+                with(pointer);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn release(&self, pages: Range<u64>) {
+        let bytes = pages.start.saturating_mul(PAGE_SIZE)..pages.end.saturating_mul(PAGE_SIZE);
+        for part in &self.parts {
+            let (start, end) = (bytes.start.max(part.start), bytes.end.min(part.end()));
+            if start < end {
+                part.left.fetch_sub((end - start) / PAGE_SIZE, Ordering::AcqRel);
+            }
+        }
+    }
+
+    fn held(&self) -> Held {
+        let mut held = Held::Shared;
+        for part in &self.parts {
+            match (&part.hold, held) {
+                (Hold::Window { why, .. }, _) => return Held::Window(why),
+                (Hold::File { .. }, _) => {}
+            }
+            held = Held::Shared;
+        }
+        held
+    }
+}

@@ -1,0 +1,281 @@
+//! One mm of a caller.
+//!
+//! [`Mm`] holds `/proc/PID/{mem,maps,pagemap}`, opened once: each of them names the mm that the
+//! process had then, whatever happens to the process and its number. Copies for a running call
+//! go through `process_vm_readv` and `process_vm_writev` on the calling thread, which obey the
+//! caller's protections as the kernel's own copies do.
+#![allow(unsafe_code)] // opening a mm's files takes none, copies with wild addresses do
+
+use std::fs::{File, OpenOptions};
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use engine::Errno;
+use engine::memory::{AddressSpace, MmId, PAGE_SIZE, Pin};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
+use nix::unistd::Pid;
+
+use super::map::{FileKind, FileMap};
+use super::pin::{Hold, Pages, Part};
+use super::vma::{Mappings, Vma};
+use super::{Host, errno};
+use crate::caller::sys;
+
+/// Addresses probed by one `process_vm_readv`.
+const PROBES: usize = 1024;
+
+/// Why a page of a private mapping without write permission is not pinned.
+const READ_ONLY: &str = "read-only private memory cannot be pinned from outside";
+/// Why a private page is not pinned.
+const NO_PIN: &str = "no kernel pin of private memory could be taken";
+
+/// The parts of a process that are one mm.
+pub(crate) struct Mm {
+    id: MmId,
+    pid: u32,
+    name: String,
+    pidfd: OwnedFd,
+    /// A thread that had this mm when it last called.
+    thread: AtomicU32,
+    mem: File,
+    mappings: Mappings,
+    pagemap: File,
+    /// The process got another mm (exec) or exited.
+    left: AtomicBool,
+}
+
+/// One mm of a caller, for the engine.
+#[derive(Clone)]
+pub struct ProcessMemory {
+    host: Arc<Host>,
+    mm: Arc<Mm>,
+}
+
+impl Mm {
+    fn open(pid: u32, thread: u32) -> Result<Self, Errno> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let pidfd = sys::pidfd_open(pid)?;
+        let file = |name: &str, write: bool| {
+            OpenOptions::new()
+                .read(true)
+                .write(write)
+                .open(format!("/proc/{thread}/{name}"))
+                .map_err(|error| errno(&error))
+        };
+        let (mem, maps, pagemap) =
+            (file("mem", true)?, file("maps", false)?, file("pagemap", false)?);
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        Ok(Self {
+            id: MmId(NEXT.fetch_add(1, Ordering::Relaxed)),
+            pid,
+            name: name.trim_end().to_owned(),
+            pidfd,
+            thread: AtomicU32::new(thread),
+            mem,
+            mappings: Mappings::new(maps),
+            pagemap,
+            left: AtomicBool::new(false),
+        })
+    }
+
+    /// Reads the caller's memory whoever asks, and only while the mm lives. Rights of the mapping
+    /// do not matter: a pinned page has none.
+    pub(crate) fn peek(&self, address: u64, into: &mut [u8]) -> Result<(), Errno> {
+        self.mem.read_exact_at(into, address).map_err(|_| Errno::EFAULT)
+    }
+
+    /// Writes the caller's memory, like [`Mm::peek`].
+    pub(crate) fn poke(&self, address: u64, from: &[u8]) -> Result<(), Errno> {
+        self.mem.write_all_at(from, address).map_err(|_| Errno::EFAULT)
+    }
+
+    fn thread(&self) -> Result<Pid, Errno> {
+        if self.left.load(Ordering::Acquire) {
+            return Err(Errno::EFAULT);
+        }
+        Ok(Pid::from_raw(self.thread.load(Ordering::Relaxed) as i32))
+    }
+
+    /// Whether each page of the range can be read as the caller could. Maps what is missing.
+    fn probe(&self, address: u64, pages: u64) -> Result<(), Errno> {
+        let thread = self.thread()?;
+        let mut bytes = [0; PROBES];
+        let mut page = 0;
+        while page < pages {
+            let count = (pages - page).min(PROBES as u64) as usize;
+            let remote: Vec<_> = (0..count as u64)
+                .map(|index| (address + (page + index) * PAGE_SIZE) as usize)
+                .map(|base| RemoteIoVec { base, len: 1 })
+                .collect();
+            let mut local = [IoSliceMut::new(&mut bytes[..count])];
+            match process_vm_readv(thread, &mut local, &remote) {
+                Ok(read) if read == count => page += count as u64,
+                _ => return Err(Errno::EFAULT),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ProcessMemory {
+    /// The mm of the process `pid`, which has the thread `thread`.
+    pub(crate) fn open(host: &Arc<Host>, pid: u32, thread: u32) -> Result<Self, Errno> {
+        Ok(Self { host: host.clone(), mm: Arc::new(Mm::open(pid, thread)?) })
+    }
+
+    /// `thread` is now calling with this mm.
+    pub(crate) fn called_by(&self, thread: u32) {
+        self.mm.thread.store(thread, Ordering::Relaxed);
+    }
+
+    /// The process has this mm no more.
+    pub(crate) fn leave(&self) {
+        self.mm.left.store(true, Ordering::Release);
+    }
+
+    /// Whether the process is alive and `thread`, a thread of it, has this mm.
+    pub(crate) fn is_of(&self, thread: u32) -> bool {
+        if self.mm.left.load(Ordering::Acquire)
+            || !sys::alive(self.mm.pidfd.as_fd())
+            || !sys::is_thread_of(self.mm.pid, thread)
+        {
+            return false;
+        }
+        // A mm that nobody has reads as empty. Address 0 is never mapped: EIO while it lives.
+        !matches!(self.mm.mem.read_at(&mut [0], 0), Ok(0))
+    }
+
+    /// The host that it belongs to.
+    pub(crate) fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// The file behind a shared mapping, mapped here. `None` where nobody lets us have it.
+    fn map_shared(&self, vma: &Vma, needed: u64, write: bool) -> Option<Arc<FileMap>> {
+        let (major, minor, inode) = vma.file?;
+        let device = nix::sys::stat::makedev(major.into(), minor.into());
+        if let Some(map) = self.host.maps.find((device, inode), needed, write) {
+            return Some(map);
+        }
+        let thread = self.mm.thread().ok()?;
+        let path = format!("/proc/{thread}/map_files/{:x}-{:x}", vma.start, vma.end);
+        let file = match OpenOptions::new().read(true).write(write).open(path) {
+            Ok(file) => file.into(),
+            Err(_) => self.descriptor_of(device, inode, write)?,
+        };
+        let kind = FileKind::of(file.as_fd()).ok()?;
+        if kind.id.1 != inode || !kind.regular {
+            return None;
+        }
+        self.host.maps.get(&file, &kind, needed, write).ok()
+    }
+
+    /// A descriptor of the process for the file with that inode.
+    fn descriptor_of(&self, device: u64, inode: u64, write: bool) -> Option<OwnedFd> {
+        let directory = format!("/proc/{}/fd", self.mm.pid);
+        for entry in std::fs::read_dir(directory).ok()?.flatten() {
+            // Asking for a file's metadata may wait for whoever serves it, and that may be us:
+            // the link's text rules other filesystems' files out first.
+            let text = std::fs::read_link(entry.path()).ok();
+            let text = text.as_ref().map(|path| path.to_string_lossy());
+            if text.is_none_or(|text| text.starts_with("/dev/") || text.starts_with("socket:")) {
+                continue;
+            }
+            let Ok(found) = std::fs::metadata(entry.path()) else { continue };
+            if (found.dev(), found.ino()) != (device, inode) {
+                continue;
+            }
+            if let Ok(file) = OpenOptions::new().read(true).write(write).open(entry.path()) {
+                return Some(file.into());
+            }
+        }
+        None
+    }
+
+    /// Holds `pages` pages from `address`, which lie in `vma`.
+    fn hold(&self, vma: &Vma, address: u64, length: u64, write: bool) -> Result<Hold, Errno> {
+        // GUP refuses VM_IO and VM_PFNMAP, and so does this, which uses it.
+        if vma.readable {
+            self.mm.probe(address, 1)?;
+        }
+        if vma.shared {
+            let offset = vma.offset.checked_add(address - vma.start).ok_or(Errno::EFAULT)?;
+            let end = offset.checked_add(length).ok_or(Errno::EFAULT)?;
+            if let Some(map) = self.map_shared(vma, end, write) {
+                if write && !map.pinnable() {
+                    return Err(Errno::EFAULT);
+                }
+                map.populate(offset, usize::try_from(length).map_err(|_| Errno::ENOMEM)?)?;
+                return Ok(Hold::File { map, offset });
+            }
+        }
+        self.mm.probe(address, length / PAGE_SIZE)?;
+        let why = if vma.writable { NO_PIN } else { READ_ONLY };
+        Ok(Hold::Window { mm: self.mm.clone(), address, why })
+    }
+}
+
+impl AddressSpace for ProcessMemory {
+    fn id(&self) -> MmId {
+        self.mm.id
+    }
+
+    fn describe(&self) -> String {
+        format!("pid {} ({})", self.mm.pid, self.mm.name)
+    }
+
+    fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Errno> {
+        if into.is_empty() {
+            return Ok(());
+        }
+        let base = usize::try_from(address).map_err(|_| Errno::EFAULT)?;
+        let remote = [RemoteIoVec { base, len: into.len() }];
+        let wanted = into.len();
+        match process_vm_readv(self.mm.thread()?, &mut [IoSliceMut::new(into)], &remote) {
+            Ok(read) if read == wanted => Ok(()),
+            _ => Err(Errno::EFAULT),
+        }
+    }
+
+    fn write(&self, address: u64, from: &[u8]) -> Result<(), Errno> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        let base = usize::try_from(address).map_err(|_| Errno::EFAULT)?;
+        let remote = [RemoteIoVec { base, len: from.len() }];
+        match process_vm_writev(self.mm.thread()?, &[IoSlice::new(from)], &remote) {
+            Ok(written) if written == from.len() => Ok(()),
+            _ => Err(Errno::EFAULT),
+        }
+    }
+
+    fn pin(&self, address: u64, pages: u64, write: bool) -> Result<Arc<dyn Pin>, Errno> {
+        let length = pages.checked_mul(PAGE_SIZE).ok_or(Errno::EFAULT)?;
+        let end = address.checked_add(length).ok_or(Errno::EFAULT)?;
+        if length == 0 || !address.is_multiple_of(PAGE_SIZE) {
+            return Err(Errno::EINVAL);
+        }
+        let mut parts = Vec::with_capacity(1);
+        let mut at = address;
+        while at < end {
+            let vma = self.mm.mappings.find(at).map_err(|_| Errno::EFAULT)?;
+            if if write { !vma.writable } else { !vma.readable } {
+                return Err(Errno::EFAULT);
+            }
+            let stop = vma.end.min(end);
+            let hold = self.hold(&vma, at, stop - at, write)?;
+            let frames = match hold {
+                Hold::File { .. } => None,
+                Hold::Window { .. } => {
+                    Some(self.host.pfns.of(&self.mm.pagemap, at, (stop - at) / PAGE_SIZE)?)
+                }
+            };
+            parts.push(Part::new(at - address, stop - at, hold, frames));
+            at = stop;
+        }
+        Ok(Arc::new(Pages::new(self.host.clone(), parts, write)))
+    }
+}
