@@ -58,4 +58,9 @@ pub trait Domain: Send + Sync {
     fn enforce_cache_coherency(&self) -> bool {
         false
     }
+
+    /// The table as DMA walks it; none when the simulated IOMMU has no device side.
+    fn walker(&self) -> Option<&dyn crate::dma::Walk> {
+        None
+    }
 }

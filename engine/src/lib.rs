@@ -9,6 +9,7 @@ pub mod call;
 pub mod caller;
 pub mod context;
 pub(crate) mod device;
+pub mod dma;
 pub mod domain;
 pub mod driver;
 pub(crate) mod fault_queue;
