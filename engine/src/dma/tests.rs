@@ -142,7 +142,7 @@ impl Walk for FakeTable {
 }
 
 impl Frames for FakeTable {
-    fn locked(&self, with: &mut dyn FnMut(&port::LookUp<'_>)) {
+    fn locked(&self, with: &mut dyn FnMut(&LookUp<'_>)) {
         let extents = self.extents.read();
         with(&|iova| extents.iter().find(|e| e.first <= iova && iova <= e.last).cloned());
     }
