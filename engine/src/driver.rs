@@ -24,6 +24,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::Errno;
+use crate::dma::{FirstStage, Port};
 use crate::domain::Domain;
 
 pub use crate::group::Group;
@@ -168,6 +169,19 @@ pub trait IommuDevice: Any + Send + Sync {
     /// The answer to a fault that [`crate::kapi::Device::report_fault`] took, once for each group.
     fn page_response(&self, response: PageResponse);
 
+    /// Where DMA of the device (or a PASID) comes from, if anyone opened it. The engine points it
+    /// at what the PASID is attached to.
+    fn port(&self, pasid: u32) -> Option<Arc<Port>> {
+        let _ = pasid;
+        None
+    }
+
+    /// The same, made if need be. Nothing when the device has no DMA to simulate. The driver
+    /// passes what [`IommuDevice::page_response`] hears on to [`Port::answer`].
+    fn open_port(&self, pasid: u32) -> Option<Arc<Port>> {
+        self.port(pasid)
+    }
+
     /// Whether the driver has vIOMMUs of `viommu_type` (`enum iommu_viommu_type`).
     fn supports_viommu(&self, viommu_type: u32) -> bool {
         let _ = viommu_type;
@@ -196,6 +210,11 @@ pub trait PagingDomain: Domain + Any {
 
 /// A page table whose first stage is the user's.
 pub trait NestedDomain: Any + Send + Sync {
+    /// The user's table as DMA walks it; none when the first stage changes no address.
+    fn first_stage(&self) -> Option<Arc<dyn FirstStage>> {
+        None
+    }
+
     /// Whether caches of it can be invalidated at all.
     fn invalidates(&self) -> bool {
         false

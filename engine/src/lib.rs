@@ -21,6 +21,7 @@ pub mod ioas;
 pub mod iopt;
 pub mod kapi;
 pub mod memory;
+pub mod mock;
 pub mod object;
 pub(crate) mod user_data;
 pub(crate) mod viommu;
