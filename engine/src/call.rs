@@ -75,6 +75,7 @@ static TABLE: &[Row] = rows! {
     locked ViommuAlloc => crate::viommu::alloc;
     locked VdeviceAlloc => crate::viommu::vdevice::alloc;
     locked VeventqAlloc => crate::viommu::veventq::alloc;
+    unlocked Test => crate::selftest::run;
 };
 
 /// [`TABLE`] by number.

@@ -23,6 +23,7 @@ pub mod kapi;
 pub mod memory;
 pub mod mock;
 pub mod object;
+pub(crate) mod selftest;
 pub(crate) mod user_data;
 pub(crate) mod viommu;
 pub(crate) mod watch;

@@ -116,12 +116,7 @@ impl Domain for MockDomain {
 
     fn unmap(&self, iova: u64, length: u64) {
         let mut table = self.table.lock();
-        let mut result = table.unmap(iova, length);
-        if let Err(Error::InsideEntry { .. }) = result {
-            let ends = [Some(iova), iova.checked_add(length)];
-            let cut = ends.into_iter().flatten().try_for_each(|end| table.cut(end));
-            result = cut.and_then(|()| table.unmap(iova, length));
-        }
+        let result = table.unmap(iova, length);
         drop(table);
         if let Err(error) = result {
             tracing::error!(iova, length, %error, "unmap of a mock domain");

@@ -1,0 +1,47 @@
+//! Marking pages of a mock domain dirty by hand.
+
+use ioctl_abi::selftest::{iommu_test_cmd, iommu_test_dirty};
+
+use super::checks::paging_domain;
+use crate::call::Call;
+use crate::mock::MockDomain;
+use crate::{Errno, inject};
+
+/// `IOMMU_TEST_OP_DIRTY`: each set bit of the user's bitmap stands for a page that a device writes.
+///
+/// `EINVAL` for a range that is not made of pages or no bitmap, and while dirty tracking is off;
+/// `ENOENT` for no such HWPT; `EFAULT`.
+pub(super) fn mark(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), Errno> {
+    let mut body: iommu_test_dirty = command.body();
+    let whole = |value: u64| value.checked_rem(body.page_size) == Some(0);
+    if !whole(body.iova) || !whole(body.length) || body.uptr == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let domain = paging_domain(call, command.id)?;
+    let domain = MockDomain::of(&*domain).ok_or(Errno::EINVAL)?;
+    if !domain.is_tracking() {
+        return Err(Errno::EINVAL);
+    }
+    inject::site("selftest: dirty bitmap")?;
+    body.out_nr_dirty = 0;
+    let mut piece = [0u8; 4096];
+    let bits = body.length / body.page_size;
+    let bytes = bits.div_ceil(8);
+    let mut done = 0;
+    while done < bytes {
+        let piece = &mut piece[..(bytes - done).min(4096) as usize];
+        call.memory.read(body.uptr.checked_add(done).ok_or(Errno::EFAULT)?, piece)?;
+        for (byte, &set) in (done..).zip(piece.iter()).filter(|(_, set)| **set != 0) {
+            for bit in (0..8).filter(|bit| set & (1 << bit) != 0) {
+                let page = byte * 8 + bit;
+                let at = page.checked_mul(body.page_size).and_then(|at| body.iova.checked_add(at));
+                if page < bits && at.is_some_and(|at| domain.mark_dirty(at)) {
+                    body.out_nr_dirty += 1;
+                }
+            }
+        }
+        done += piece.len() as u64;
+    }
+    command.set_body(&body);
+    call.respond(command)
+}
