@@ -38,7 +38,6 @@ bitflags::bitflags! {
 
 /// A mock device, alone in its group. All are behind one mock IOMMU.
 pub struct MockDevice {
-    number: u64,
     flags: DeviceFlags,
     group: Arc<Group>,
     cache: [AtomicU32; MOCK_DEV_CACHE_NUM as usize],
@@ -57,7 +56,6 @@ impl MockDevice {
         inject::site("mock: group")?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(Self {
-            number,
             flags,
             group: Arc::new(Group::new(format!("iommufd_mock{number}"))),
             cache: std::array::from_fn(|_| AtomicU32::new(IOMMU_TEST_DEV_CACHE_DEFAULT)),

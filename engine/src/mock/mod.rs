@@ -18,6 +18,3 @@ pub use viommu::MockViommu;
 
 /// What [`crate::driver::IommuDevice::driver`] answers for mock devices.
 pub const DRIVER: &str = "iommufd_mock";
-
-#[cfg(test)]
-mod tests;
