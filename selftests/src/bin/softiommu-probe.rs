@@ -1,0 +1,27 @@
+//! Plays programs of iommufd calls against this machine's `/dev/iommu`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let files: Vec<String> = std::env::args().skip(1).collect();
+    if files.is_empty() || files[0].starts_with('-') {
+        eprintln!(
+            "usage: softiommu-probe FILE...\n\
+             Plays the program in each FILE and prints what each of its calls answered."
+        );
+        return ExitCode::from(2);
+    }
+    for file in &files {
+        let program = match std::fs::read_to_string(file) {
+            Ok(program) => program,
+            Err(error) => {
+                eprintln!("{file}: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        for line in softiommu_selftests::probe::play(&program) {
+            println!("{line}");
+        }
+    }
+    ExitCode::SUCCESS
+}
