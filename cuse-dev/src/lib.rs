@@ -1,5 +1,8 @@
 //! Front ends for `/dev/iommu` and the memory of their callers.
 
+pub mod caller;
+pub mod memory;
+pub mod run;
 pub mod wire;
 pub mod caller;
 pub mod memory;

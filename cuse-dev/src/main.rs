@@ -1,3 +1,23 @@
 //! The softiommu program.
 
-fn main() {}
+mod cli;
+mod log;
+mod startup;
+
+use clap::Parser;
+use cli::{Cli, Command};
+
+fn main() {
+    match Cli::parse().command {
+        Command::Run(options) => {
+            let log = options.log;
+            let run = cuse_dev::run::Options {
+                command: options.command,
+                strict: options.strict,
+                pfn: options.pfn.into(),
+                ignores_pipe: startup::ignores_pipe(),
+            };
+            cuse_dev::run::run(run, move || log::set_up(log.as_deref()))
+        }
+    }
+}

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Weak};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use parking_lot::Mutex;
+use nix::sys::stat::fstat;
+use parking_lot::{Mutex, RwLock};
 
 use crate::driver::IommuDevice;
 use crate::file::ContextId;
@@ -141,10 +142,17 @@ impl ViommuHandle {
 }
 
 /// Memory that a driver shows to the user, as a device shows registers: whole pages of a memfd.
+/// Clones are the same memory.
 #[derive(Clone)]
 pub struct MmapMemory {
-    file: Arc<File>,
+    place: Arc<RwLock<Place>>,
     length: u64,
+}
+
+/// Where the bytes are.
+struct Place {
+    file: File,
+    start: u64,
 }
 
 impl MmapMemory {
@@ -157,7 +165,7 @@ impl MmapMemory {
         }
         let file: File = memfd_create(c"iommufd-mmap", MFdFlags::MFD_CLOEXEC)?.into();
         file.set_len(length).map_err(|_| Errno::ENOMEM)?;
-        Ok(Self { file: Arc::new(file), length })
+        Ok(Self { place: Arc::new(RwLock::new(Place { file, start: 0 })), length })
     }
 
     /// Bytes, a multiple of the page size.
@@ -167,19 +175,46 @@ impl MmapMemory {
 
     /// Copies from byte `offset`. `EFAULT` outside of it.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
-        self.file.read_exact_at(into, offset).map_err(|_| Errno::EFAULT)
+        self.check(offset, into.len())?;
+        let place = self.place.read();
+        place.file.read_exact_at(into, place.start + offset).map_err(|_| Errno::EFAULT)
     }
 
     /// Copies to byte `offset`. `EFAULT` outside of it.
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
-        let end = offset.checked_add(from.len() as u64).filter(|&end| end <= self.length);
-        end.ok_or(Errno::EFAULT)?;
-        self.file.write_all_at(from, offset).map_err(|_| Errno::EFAULT)
+        self.check(offset, from.len())?;
+        let place = self.place.read();
+        place.file.write_all_at(from, place.start + offset).map_err(|_| Errno::EFAULT)
     }
-}
 
-impl AsFd for MmapMemory {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    /// Moves the bytes to byte `start` of `file`, which grows as needed: for a front end whose
+    /// callers map the iommufd's own file. Nothing happens when they are there already.
+    ///
+    /// Done before the first caller maps them, as a mapping does not move along.
+    pub fn place(&self, file: BorrowedFd<'_>, start: u64) -> Result<(), Errno> {
+        let io = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
+        let end = start.checked_add(self.length).ok_or(Errno::EFBIG)?;
+        let mut place = self.place.write();
+        let there = fstat(file)?;
+        let here = fstat(&place.file)?;
+        if (here.st_dev, here.st_ino, place.start) == (there.st_dev, there.st_ino, start) {
+            return Ok(());
+        }
+        let target = File::from(file.try_clone_to_owned().map_err(io)?);
+        if target.metadata().map_err(io)?.len() < end {
+            target.set_len(end).map_err(io)?;
+        }
+        let mut page = [0; PAGE_SIZE as usize];
+        for offset in (0..self.length).step_by(page.len()) {
+            place.file.read_exact_at(&mut page, place.start + offset).map_err(io)?;
+            target.write_all_at(&page, start + offset).map_err(io)?;
+        }
+        *place = Place { file: target, start };
+        Ok(())
+    }
+
+    fn check(&self, offset: u64, length: usize) -> Result<(), Errno> {
+        let end = offset.checked_add(length as u64).filter(|&end| end <= self.length);
+        end.map(drop).ok_or(Errno::EFAULT)
     }
 }

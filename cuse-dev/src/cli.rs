@@ -1,0 +1,64 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use cuse_dev::memory::PfnMode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Linux's iommufd in userspace.
+#[derive(Debug, Parser)]
+#[command(name = "softiommu", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a program whose /dev/iommu is softiommu
+    ///
+    /// The program needs no change: its opens of /dev/iommu and /dev/vfio/vfio, its ioctls on
+    /// them and its mmaps of them are answered by softiommu, and so are those of everything that
+    /// it starts. The exit status is the program's. Like strace -f, this waits until all that the
+    /// program started has ended.
+    Run(Run),
+}
+
+/// Options of `softiommu run`.
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    /// Write a line for each call to FILE: caller, command with all fields, result, time
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// Exit with 1 if the program succeeded and left an object, a pin or a descriptor behind
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Page frame numbers in IOPTEs: the machine's, or made-up ones that stay the same
+    #[arg(long, value_name = "KIND", default_value = "real")]
+    pub(crate) pfn: Pfn,
+    /// The program and its arguments
+    #[arg(required = true, last = true, value_name = "PROGRAM")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Where page frame numbers come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pfn {
+    /// From the kernel's pagemap where it may be read, else simulated.
+    Real,
+    /// Made up, with the same contiguity.
+    Simulated,
+}
+
+impl From<Pfn> for PfnMode {
+    fn from(pfn: Pfn) -> Self {
+        match pfn {
+            Pfn::Real => Self::Real,
+            Pfn::Simulated => Self::Simulated,
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! What depends on the processor: the numbers of the system calls that the launcher watches.
+//!
+//! Another architecture is another `mod` here, and nothing else. Sources: `<asm/unistd.h>` and
+//! `<linux/audit.h>`.
+
+/// What a watched system call is for the supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// `open(path, flags)`
+    Open,
+    /// `openat(dirfd, path, flags)`
+    Openat,
+    /// `openat2(dirfd, path, how, size)`
+    Openat2,
+    /// `ioctl(fd, command, argument)`, with a command of type `;`
+    Ioctl,
+    /// `mmap(address, length, protection, flags, fd, offset)`, not anonymous
+    Mmap,
+}
+
+#[cfg(target_arch = "x86_64")]
+mod this {
+    use super::Call;
+
+    pub(crate) const AUDIT_ARCH: u32 = 0xc000_003e;
+    pub(crate) const CALLS: &[(i64, Call)] = &[
+        (libc::SYS_ioctl, Call::Ioctl),
+        (libc::SYS_mmap, Call::Mmap),
+        (libc::SYS_openat, Call::Openat),
+        (libc::SYS_open, Call::Open),
+        (libc::SYS_openat2, Call::Openat2),
+    ];
+}
+
+#[cfg(target_arch = "aarch64")]
+mod this {
+    use super::Call;
+
+    pub(crate) const AUDIT_ARCH: u32 = 0xc000_00b7;
+    pub(crate) const CALLS: &[(i64, Call)] = &[
+        (libc::SYS_ioctl, Call::Ioctl),
+        (libc::SYS_mmap, Call::Mmap),
+        (libc::SYS_openat, Call::Openat),
+        (libc::SYS_openat2, Call::Openat2),
+    ];
+}
+
+pub(crate) use this::{AUDIT_ARCH, CALLS};
+
+impl Call {
+    /// What the system call `number` is, if it is one of those that are watched.
+    pub(crate) fn of(number: i32) -> Option<Self> {
+        CALLS.iter().find(|(n, _)| *n == i64::from(number)).map(|(_, call)| *call)
+    }
+}

@@ -1,0 +1,326 @@
+//! Answers the calls that the filter reports.
+//!
+//! Several threads take notifications from the one listener, so that a call that takes long holds
+//! up nobody else: whoever takes one while no other thread waits for the next starts another.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use engine::file::EngineFile;
+use engine::{Engine, Errno, Node};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, Mode, fstat};
+
+use super::arch::Call;
+use super::caller::IoctlCaller;
+use super::contexts::{Contexts, OpenContext};
+use super::debugfs::Debugfs;
+use super::fail_nth::FailNth;
+use super::notify::{Listener, Notification};
+use super::paths::{Ours, Thread, classify};
+use super::process::{self, process_of};
+use crate::caller::{CallerProcess, Callers};
+use crate::memory::Host;
+
+/// Most threads that answer.
+const THREADS: usize = 64;
+
+/// The supervisor of one launched program and all that it starts.
+pub(crate) struct Supervisor {
+    listener: Listener,
+    contexts: Contexts,
+    callers: Callers,
+    fail_nth: FailNth,
+    debugfs: Option<Debugfs>,
+    /// Threads that answer, and how many of them wait for a call.
+    answering: AtomicUsize,
+    waiting: AtomicUsize,
+}
+
+/// What a call gets.
+enum Answer {
+    /// The kernel's own.
+    LetThrough,
+    /// A result or an errno.
+    Result(Result<i64, Errno>),
+    /// A new descriptor, with or without close-on-exec.
+    Descriptor(OwnedFd, bool),
+}
+
+impl From<Errno> for Answer {
+    fn from(errno: Errno) -> Self {
+        Self::Result(Err(errno))
+    }
+}
+
+impl Supervisor {
+    /// A supervisor that answers `listener`'s calls from a new engine.
+    pub(crate) fn new(listener: OwnedFd, host: Arc<Host>) -> Result<Arc<Self>, Errno> {
+        let debugfs = Debugfs::new().unwrap_or_else(|error| {
+            tracing::warn!(%error, "no directory for the fault-injection knobs");
+            None
+        });
+        Ok(Arc::new(Self {
+            listener: Listener::new(listener),
+            contexts: Contexts::new(Engine::new())?,
+            callers: Callers::new(host),
+            fail_nth: FailNth::default(),
+            debugfs,
+            answering: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+        }))
+    }
+
+    pub(crate) fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    pub(crate) fn contexts(&self) -> &Contexts {
+        &self.contexts
+    }
+
+    /// Starts answering, on threads of its own.
+    pub(crate) fn start(self: &Arc<Self>) -> std::io::Result<()> {
+        let watcher = self.clone();
+        thread::Builder::new().name("closes".into()).spawn(move || watcher.contexts.watch())?;
+        self.add_thread()
+    }
+
+    /// How many contexts and objects are left when nobody can have them open any more, and says
+    /// so if there are any. To be called when all callers are gone.
+    pub(crate) fn left_behind(&self) -> i32 {
+        // Descriptors in flight are closed by the kernel's own garbage collection, a little later.
+        let patience = Instant::now() + Duration::from_secs(2);
+        while self.contexts.settle_all() != 0 && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let open = self.contexts.settle_all();
+        let (released, objects) = self.contexts.totals();
+        tracing::debug!(released, open, objects, "all callers are gone");
+        if open != 0 || objects != 0 {
+            tracing::error!(contexts = open, objects, "left behind");
+            eprintln!("softiommu: left behind: {open} contexts, {objects} objects");
+        }
+        i32::try_from(open + objects).unwrap_or(i32::MAX)
+    }
+
+    fn add_thread(self: &Arc<Self>) -> std::io::Result<()> {
+        self.answering.fetch_add(1, Ordering::Relaxed);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let supervisor = self.clone();
+        thread::Builder::new().name("calls".into()).spawn(move || supervisor.answer_calls())?;
+        Ok(())
+    }
+
+    fn answer_calls(self: &Arc<Self>) {
+        loop {
+            let call = match self.listener.receive() {
+                Ok(call) => call,
+                // ENOENT: the caller was killed before we looked, or nobody is left to call; the
+                // launcher finds that out by itself and ends us.
+                Err(Errno::EINTR | Errno::ENOENT) => {
+                    thread::yield_now();
+                    continue;
+                }
+                Err(errno) => {
+                    tracing::error!(%errno, "cannot receive calls");
+                    return;
+                }
+            };
+            let alone = self.waiting.fetch_sub(1, Ordering::Relaxed) == 1;
+            if alone
+                && self.answering.load(Ordering::Relaxed) < THREADS
+                && let Err(error) = self.add_thread()
+            {
+                self.answering.fetch_sub(1, Ordering::Relaxed);
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                tracing::warn!(%error, "cannot start another thread");
+            }
+            self.answer(&call);
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn answer(&self, call: &Notification) {
+        let answer = match Call::of(call.number) {
+            _ if call.tid == 0 => {
+                tracing::warn!("a call from a pid namespace that is not ours to see");
+                Answer::LetThrough
+            }
+            Some(Call::Open) => self.open(call, libc::AT_FDCWD, call.args[0], call.args[1]),
+            Some(Call::Openat) => self.open(call, call.args[0] as i32, call.args[1], call.args[2]),
+            Some(Call::Openat2) => self.openat2(call),
+            Some(Call::Ioctl) => self.ioctl(call),
+            Some(Call::Mmap) => self.mmap(call),
+            None => Answer::LetThrough,
+        };
+        match answer {
+            Answer::LetThrough => self.listener.let_through(call),
+            Answer::Result(result) => self.listener.answer(call, result),
+            Answer::Descriptor(fd, close_on_exec) => {
+                if let Err(errno) = self.listener.add_and_answer(call, fd.as_fd(), close_on_exec) {
+                    // Closed before the caller goes on, so that it finds nothing left behind.
+                    drop(fd);
+                    self.listener.answer(call, Err(errno));
+                }
+            }
+        }
+    }
+
+    fn openat2(&self, call: &Notification) -> Answer {
+        // struct open_how starts with the flags; what is wrong with the rest is the kernel's to
+        // say.
+        let mut flags = [0; 8];
+        if process::read_exact(call.tid, call.args[2], &mut flags).is_err() {
+            return Answer::LetThrough;
+        }
+        self.open(call, call.args[0] as i32, call.args[1], u64::from_ne_bytes(flags))
+    }
+
+    fn open(&self, call: &Notification, directory: i32, path: u64, flags: u64) -> Answer {
+        let Ok(path) = process::read_string(call.tid, path) else { return Answer::LetThrough };
+        let base = || {
+            let link = if directory == libc::AT_FDCWD {
+                format!("/proc/{}/cwd", call.tid)
+            } else {
+                format!("/proc/{}/fd/{directory}", call.tid)
+            };
+            let target = std::fs::read_link(link).ok()?;
+            Some(std::os::unix::ffi::OsStringExt::into_vec(target.into_os_string()))
+        };
+        let Some(ours) = classify(&path, base) else { return Answer::LetThrough };
+        if self.listener.still_waits(call).is_err() {
+            return Answer::LetThrough;
+        }
+        self.open_ours(call, ours, OFlag::from_bits_retain(flags as i32))
+    }
+
+    fn open_ours(&self, call: &Notification, ours: Ours, flags: OFlag) -> Answer {
+        let opened = match ours {
+            // Names the file without opening it: nothing of iommufd can be done with it.
+            Ours::Iommu | Ours::VfioContainer if flags.contains(OFlag::O_PATH) => {
+                nix::fcntl::open("/dev/null", flags & !OFlag::O_DIRECTORY, Mode::empty())
+            }
+            Ours::Iommu => self.open_node(Node::Iommu, flags),
+            Ours::VfioContainer => self.open_node(Node::VfioContainer, flags),
+            Ours::FailNth(thread) => match thread_id(call, thread) {
+                Some(tid) => self.fail_nth.open(tid, flags),
+                None => Err(Errno::ENOENT),
+            },
+            Ours::Status(_) => return Answer::LetThrough,
+            Ours::Debugfs(path) => match self.debugfs.as_ref().and_then(|d| d.find(&path)) {
+                Some(path) => open_knob(path, flags),
+                None => return Answer::LetThrough,
+            },
+        };
+        match opened {
+            Ok(fd) => Answer::Descriptor(fd, flags.contains(OFlag::O_CLOEXEC)),
+            Err(errno) => errno.into(),
+        }
+    }
+
+    fn open_node(&self, node: Node, flags: OFlag) -> Result<OwnedFd, Errno> {
+        if flags.contains(OFlag::O_CREAT | OFlag::O_EXCL) {
+            return Err(Errno::EEXIST);
+        }
+        if flags.contains(OFlag::O_DIRECTORY) {
+            return Err(Errno::ENOTDIR);
+        }
+        self.contexts.open(node, flags)
+    }
+
+    /// What the caller's descriptor `fd` is. Nothing where it is not ours, or where we may not
+    /// look.
+    fn caller_file(
+        &self,
+        call: &Notification,
+        fd: i32,
+    ) -> Option<(Arc<CallerProcess>, OwnedFd, FileStat)> {
+        let tid = call.tid;
+        let process = self
+            .callers
+            .resolve(tid)
+            .inspect_err(|errno| tracing::warn!(tid, %errno, "cannot look into the caller"))
+            .ok()?;
+        let file = process.descriptor(tid, fd).inspect_err(|errno| {
+            if *errno != Errno::EBADF {
+                tracing::warn!(tid, fd, %errno, "cannot see the caller's descriptor");
+            }
+        });
+        let file = file.ok()?;
+        let stat = fstat(&file).ok()?;
+        Some((process, file, stat))
+    }
+
+    fn ioctl(&self, call: &Notification) -> Answer {
+        let Some((process, file, stat)) = self.caller_file(call, call.args[0] as i32) else {
+            return Answer::LetThrough;
+        };
+        let Some(open) = self.contexts.find(&stat) else { return Answer::LetThrough };
+        if self.contexts.len() > 1 {
+            // What was closed before this call is gone before this call.
+            self.contexts.settle();
+        }
+        if call.args[1] as u32 == ioctl_abi::command::iommufd::IOMMU_DESTROY {
+            open.forget_unmapped();
+        }
+        let result = self.fail_nth.around(call.tid, || self.command(call, &process, &open));
+        // Before the answer: the caller's next close may be the last one.
+        drop(file);
+        Answer::Result(result)
+    }
+
+    fn command(
+        &self,
+        call: &Notification,
+        process: &Arc<CallerProcess>,
+        open: &OpenContext,
+    ) -> Result<i64, Errno> {
+        let caller = IoctlCaller::new(self, call, process);
+        let result = open.context.ioctl(&caller, call.args[1] as u32, call.args[2])?;
+        Ok(caller.installed().map_or(result, i64::from))
+    }
+
+    fn mmap(&self, call: &Notification) -> Answer {
+        let Some((_, _, stat)) = self.caller_file(call, call.args[4] as i32) else {
+            return Answer::LetThrough;
+        };
+        let Some(open) = self.contexts.find(&stat) else { return Answer::LetThrough };
+        let [_, length, protection, flags, _, offset] = call.args;
+        match open.allow_mmap(length, protection as i32, flags as i32, offset) {
+            Ok(()) => Answer::LetThrough,
+            Err(errno) => errno.into(),
+        }
+    }
+
+    /// A descriptor for `file`, to be given to a caller.
+    pub(crate) fn open_file(&self, file: Arc<dyn EngineFile>) -> Result<OwnedFd, Errno> {
+        tracing::error!(file = file.name(), "cannot be had without event files");
+        file.release();
+        Err(Errno::ENODEV)
+    }
+
+    /// The engine's file with this `stat`.
+    pub(crate) fn find_file(&self, _stat: &FileStat) -> Option<Arc<dyn EngineFile>> {
+        None
+    }
+}
+
+/// The thread whose file in `/proc` the caller means, if it is in the caller's process.
+fn thread_id(call: &Notification, thread: Thread) -> Option<u32> {
+    let process = process_of(call.tid)?;
+    match thread {
+        Thread::Caller => Some(call.tid),
+        Thread::Leader => Some(process),
+        Thread::Id(tid) => process_of(tid).filter(|of| *of == process).map(|_| tid),
+    }
+}
+
+fn open_knob(path: PathBuf, flags: OFlag) -> Result<OwnedFd, Errno> {
+    let kept = OFlag::O_ACCMODE | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK;
+    nix::fcntl::open(&path, (flags & kept) | OFlag::O_CLOEXEC, Mode::empty())
+}
