@@ -4,5 +4,3 @@ pub mod caller;
 pub mod memory;
 pub mod run;
 pub mod wire;
-pub mod caller;
-pub mod memory;
