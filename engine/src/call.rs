@@ -66,11 +66,20 @@ macro_rules! rows {
 static TABLE: &[Row] = rows! {
     locked Destroy => crate::object::destroy;
     locked IoasAlloc => crate::ioas::alloc;
+    locked IoasAllowIovas => crate::ioas::ranges::allow_iovas;
+    locked IoasCopy => crate::ioas::map::copy;
+    locked IoasIovaRanges => crate::ioas::ranges::iova_ranges;
+    locked IoasMap => crate::ioas::map::map;
+    locked IoasUnmap => crate::ioas::map::unmap;
+    locked Option => crate::option::option;
+    locked VfioIoas => crate::vfio::ioas;
     locked HwptAlloc => crate::hwpt::alloc;
     locked GetHwInfo => crate::device::hw_info::get;
     locked HwptSetDirtyTracking => crate::hwpt::dirty::set;
     locked HwptGetDirtyBitmap => crate::hwpt::dirty::get;
     locked HwptInvalidate => crate::hwpt::invalidate::invalidate;
+    locked IoasMapFile => crate::ioas::map::map_file;
+    locked IoasChangeProcess => crate::ioas::process::change_process;
     locked FaultQueueAlloc => crate::fault_queue::alloc;
     locked ViommuAlloc => crate::viommu::alloc;
     locked VdeviceAlloc => crate::viommu::vdevice::alloc;
@@ -98,10 +107,10 @@ impl Context {
         arg: u64,
     ) -> Result<i64, Errno> {
         let number = (command & 0xff) as usize;
-        if !(FIRST..=LAST).contains(&number) {
-            return Err(Errno::ENOTTY);
-        }
         let mut call = Call { context: self, caller, memory: caller.memory(), arg, user_size: 0 };
+        if !(FIRST..=LAST).contains(&number) {
+            return crate::vfio::ioctl(&call, command);
+        }
         let Some(row) = BY_NUMBER[number - FIRST].filter(|row| row.ioctl == command) else {
             call.read::<u32>(arg)?;
             return Err(Errno::ENOTTY);

@@ -14,12 +14,18 @@
 //! An access's unmap callback runs with `serial` held and no IOAS lock, and may call the kAPI's
 //! unpin. Contexts share no lock but the accounts' counters, which are atomics.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
-use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
+use parking_lot::{Mutex, ReentrantMutex, ReentrantMutexGuard};
 
+use crate::account::{Account, Accounts, Mode, Totals};
+use crate::call::Call;
 use crate::file::ContextId;
+use crate::ioas::Ioas;
+use crate::memory::MmId;
 use crate::object::Objects;
 use crate::viommu::mmap::Mmaps;
 
@@ -35,6 +41,8 @@ pub enum Node {
 /// What all contexts of a daemon share.
 pub struct Engine {
     next_context: AtomicU64,
+    accounts: Accounts,
+    contexts: Mutex<BTreeMap<ContextId, Weak<Context>>>,
 }
 
 /// One open of `/dev/iommu`.
@@ -45,6 +53,11 @@ pub struct Context {
     serial: ReentrantMutex<()>,
     objects: Objects,
     mmaps: Mmaps,
+    account_mode: Mutex<Mode>,
+    /// The account of the latest mapping: mostly the next one's, too.
+    account: Mutex<Option<Arc<Account>>>,
+    /// What VFIO's ioctls work on.
+    compat_ioas: Mutex<Weak<Ioas>>,
     /// The opener, until [`Context::close`], and every [`Hold`].
     holds: AtomicUsize,
 }
@@ -64,21 +77,54 @@ impl Drop for Hold {
 impl Engine {
     /// An engine without contexts.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { next_context: AtomicU64::new(1) })
+        Arc::new(Self {
+            next_context: AtomicU64::new(1),
+            accounts: Accounts::default(),
+            contexts: Mutex::default(),
+        })
     }
 
     /// Answers an open of `node`.
     pub fn open(self: &Arc<Self>, node: Node) -> Arc<Context> {
         let id = ContextId(self.next_context.fetch_add(1, Ordering::Relaxed));
-        Arc::new(Context {
+        let account_mode = match node {
+            Node::Iommu => Mode::User,
+            Node::VfioContainer => Mode::Mm,
+        };
+        let context = Arc::new(Context {
             id,
             node,
             engine: self.clone(),
             serial: ReentrantMutex::new(()),
             objects: Objects::default(),
             mmaps: Mmaps::default(),
+            account_mode: Mutex::new(account_mode),
+            account: Mutex::default(),
+            compat_ioas: Mutex::default(),
             holds: AtomicUsize::new(1),
-        })
+        });
+        self.contexts.lock().insert(id, Arc::downgrade(&context));
+        context
+    }
+
+    /// The counters that pins are charged to.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// What is charged to `mm` now: `VmPin` and what accounting adds to `VmLck`.
+    pub fn pinned(&self, mm: MmId) -> Totals {
+        self.accounts.totals(mm)
+    }
+
+    /// The contexts that are open.
+    pub fn contexts(&self) -> Vec<Arc<Context>> {
+        self.contexts.lock().values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// [`Context::memory_changed`] in all contexts.
+    pub fn memory_changed(&self, mm: MmId, addresses: &Range<u64>, what: &str) -> usize {
+        self.contexts().iter().map(|context| context.memory_changed(mm, addresses, what)).sum()
     }
 }
 
@@ -108,6 +154,41 @@ impl Context {
         self.serial.lock()
     }
 
+    /// `IOMMU_OPTION_RLIMIT_MODE`.
+    pub(crate) fn account_mode(&self) -> Mode {
+        *self.account_mode.lock()
+    }
+
+    pub(crate) fn set_account_mode(&self, mode: Mode) {
+        *self.account_mode.lock() = mode;
+    }
+
+    /// Who pays for what `call` maps.
+    pub(crate) fn account(&self, call: &Call<'_>) -> Arc<Account> {
+        let (mm, process, mode) = (call.memory.id(), call.caller.process(), self.account_mode());
+        let mut latest = self.account.lock();
+        if let Some(account) = &*latest
+            && account.serves(mm, &*process, mode)
+        {
+            return account.clone();
+        }
+        let account = self.engine.accounts.open(mm, process, mode);
+        *latest = Some(account.clone());
+        account
+    }
+
+    /// The IOAS that VFIO's ioctls work on. Gone when the IOAS is.
+    pub(crate) fn compat_ioas(&self) -> Option<Arc<Ioas>> {
+        let ioas = self.compat_ioas.lock().upgrade()?;
+        // An id that another object has by now is not this one's.
+        let current = self.objects.get::<Ioas>(ioas.id()).ok()?;
+        Arc::ptr_eq(current.object(), &ioas).then_some(ioas)
+    }
+
+    pub(crate) fn set_compat_ioas(&self, ioas: Option<&Arc<Ioas>>) {
+        *self.compat_ioas.lock() = ioas.map_or_else(Weak::new, Arc::downgrade);
+    }
+
     /// What `mmap` finds.
     pub(crate) fn mmaps(&self) -> &Mmaps {
         &self.mmaps
@@ -126,6 +207,8 @@ impl Context {
             return 0;
         }
         let _serial = self.serial();
+        self.engine.contexts.lock().remove(&self.id);
+        self.account.lock().take();
         self.objects.clear().len()
     }
 }

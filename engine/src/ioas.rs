@@ -1,6 +1,8 @@
-//! The IOAS object: an I/O address space, and the commands that make one.
+//! The IOAS object: an I/O address space, and the commands that make and fill one.
 //!
 //! What it maps and who uses it is kept by [`crate::iopt`]; an [`Ioas`] is that state with an id.
+
+use std::sync::Arc;
 
 use ioctl_abi::iommufd::iommu_ioas_alloc;
 use parking_lot::{Mutex, MutexGuard};
@@ -9,6 +11,10 @@ use crate::Errno;
 use crate::call::Call;
 use crate::iopt::State;
 use crate::object::{Kind, Object};
+
+pub(crate) mod map;
+pub(crate) mod process;
+pub(crate) mod ranges;
 
 /// An I/O address space.
 pub struct Ioas {
@@ -37,6 +43,10 @@ impl Object for Ioas {
     fn kind(&self) -> Kind {
         Kind::Ioas
     }
+
+    fn destroy(&self) {
+        self.clear();
+    }
 }
 
 /// `IOMMU_IOAS_ALLOC`.
@@ -46,7 +56,7 @@ pub(crate) fn alloc(call: &Call<'_>, command: &mut iommu_ioas_alloc) -> Result<(
     }
     let reserved = call.context.objects().reserve()?;
     command.out_ioas_id = reserved.id();
-    let ioas = std::sync::Arc::new(Ioas::new(reserved.id()));
+    let ioas = Arc::new(Ioas::new(reserved.id()));
     call.respond(command)?;
     reserved.commit(ioas);
     Ok(())

@@ -5,11 +5,13 @@
 //! seccomp and no descriptor number.
 
 pub(crate) mod access;
+pub mod account;
 pub mod call;
 pub mod caller;
 pub mod context;
 pub(crate) mod device;
 pub mod dma;
+pub mod dmabuf;
 pub mod domain;
 pub mod driver;
 pub(crate) mod fault_queue;
@@ -23,8 +25,12 @@ pub mod kapi;
 pub mod memory;
 pub mod mock;
 pub mod object;
+pub(crate) mod option;
+pub mod pages;
 pub(crate) mod selftest;
+pub mod testing;
 pub(crate) mod user_data;
+pub(crate) mod vfio;
 pub(crate) mod viommu;
 pub(crate) mod watch;
 

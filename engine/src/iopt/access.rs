@@ -3,14 +3,17 @@
 //! An access is told before a range goes ([`AccessUser::unmap`]) and has to unpin what it pinned
 //! there. `IOMMU_IOAS_UNMAP` waits for that.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::Errno;
+use crate::domain::Prot;
 use crate::inject;
 use crate::ioas::Ioas;
 use crate::memory::PAGE_SIZE;
+use crate::pages::Transfer;
 
-use super::Owner;
+use super::{Owner, Part};
 
 /// The other end of an access.
 pub trait AccessUser: Send + Sync {
@@ -20,7 +23,6 @@ pub trait AccessUser: Send + Sync {
 }
 
 /// An access of an IOAS.
-#[derive(Clone)]
 pub struct Access {
     owner: Owner,
     user: Arc<dyn AccessUser>,
@@ -30,6 +32,10 @@ pub struct Access {
 impl Access {
     pub(super) fn alignment(&self) -> u64 {
         self.alignment
+    }
+
+    pub(super) fn user(&self) -> &Arc<dyn AccessUser> {
+        &self.user
     }
 }
 
@@ -46,12 +52,10 @@ pub struct Frames {
     pub count: u64,
 }
 
-/// A copy between a kernel user and the memory behind IOVAs.
-pub enum Transfer<'a> {
-    /// Out of the memory.
-    Read(&'a mut [u8]),
-    /// Into the memory.
-    Write(&'a [u8]),
+/// The range of `length` bytes at `iova`. `EINVAL` for none, `EOVERFLOW` past the end.
+fn range(iova: u64, length: u64) -> Result<RangeInclusive<u64>, Errno> {
+    let last = length.checked_sub(1).ok_or(Errno::EINVAL)?;
+    Ok(iova..=iova.checked_add(last).ok_or(Errno::EOVERFLOW)?)
 }
 
 impl Ioas {
@@ -65,8 +69,10 @@ impl Ioas {
         let mut state = self.lock();
         let owner = Owner::unique();
         let alignment = if needs_pin_pages { PAGE_SIZE } else { 1 };
+        let wanted = state.wanted_alignment(Some(alignment));
+        state.check_alignment(wanted)?;
         state.accesses.push(Access { owner, user, alignment });
-        state.alignment = state.wanted_alignment(None);
+        state.alignment = wanted;
         Ok(AccessId(owner))
     }
 
@@ -75,5 +81,105 @@ impl Ioas {
         let mut state = self.lock();
         state.accesses.retain(|access| access.owner != id.0);
         state.alignment = state.wanted_alignment(None);
+    }
+
+    /// Pins `length` bytes at `iova` for an access and answers their frames, in order. Undone by
+    /// [`Ioas::unpin_pages`] of the same range. All or nothing.
+    ///
+    /// `EINVAL` for no length, for memory of a dma-buf, for what is being unmapped, or where two
+    /// areas meet inside of a page; `EOVERFLOW`; `ENOENT` when something is not mapped; `EPERM`
+    /// when `write` is asked of a read-only area; and what pinning answers.
+    pub fn pin_pages(&self, iova: u64, length: u64, write: bool) -> Result<Vec<Frames>, Errno> {
+        let range = range(iova, length)?;
+        let mut state = self.lock();
+        let parts = state.contiguous(&range).ok_or(Errno::ENOENT)?;
+        let last = parts.len() - 1;
+        for (index, part) in parts.iter().enumerate() {
+            let first = part.area.at + (part.iovas.start() - part.start);
+            let end = part.area.at + (part.iovas.end() - part.start) + 1;
+            let aligned = (index == 0 || first.is_multiple_of(PAGE_SIZE))
+                && (index == last || end.is_multiple_of(PAGE_SIZE));
+            if part.area.leaving || !aligned || part.area.pages.dmabuf().is_some() {
+                return Err(Errno::EINVAL);
+            }
+            if write && !part.area.prot.contains(Prot::WRITE) {
+                return Err(Errno::EPERM);
+            }
+        }
+        inject::site("access: pages")?;
+        let mut frames: Vec<Frames> = Vec::new();
+        for (index, part) in parts.iter().enumerate() {
+            let pages = part.pages();
+            if let Err(error) = part.area.pages.acquire(pages.clone()) {
+                for undo in &parts[..index] {
+                    undo.area.pages.release(undo.pages());
+                }
+                return Err(error);
+            }
+            part.area.pages.frames(pages, &mut |first, count| match frames.last_mut() {
+                Some(run) if run.first + run.count == first => run.count += count,
+                _ => frames.push(Frames { first, count }),
+            });
+        }
+        let starts: Vec<u64> = parts.iter().map(|part| part.start).collect();
+        for start in starts {
+            if let Some(area) = state.areas.get_mut(&start) {
+                area.accesses += 1;
+            }
+        }
+        Ok(frames)
+    }
+
+    /// Undoes one [`Ioas::pin_pages`] of exactly this range.
+    pub fn unpin_pages(&self, iova: u64, length: u64) {
+        let Ok(range) = range(iova, length) else { return };
+        let mut state = self.lock();
+        let parts = state.contiguous(&range).unwrap_or_default();
+        let starts: Vec<u64> = parts.iter().map(|part| part.start).collect();
+        for part in &parts {
+            part.area.pages.release(part.pages());
+        }
+        for start in starts {
+            if let Some(area) = state.areas.get_mut(&start) {
+                area.accesses -= 1;
+            }
+        }
+    }
+
+    /// Copies at `iova`. `EINVAL` for no length, `EBUSY` for what is being unmapped, `EOVERFLOW`,
+    /// `ENOENT` when something is not mapped (what comes before it was copied), `EPERM` against
+    /// the area's rights, and what the copy answers.
+    pub fn copy_at(&self, iova: u64, mut transfer: Transfer<'_>) -> Result<(), Errno> {
+        let range = range(iova, transfer.length())?;
+        let wanted = match transfer {
+            Transfer::Read(_) => Prot::READ,
+            Transfer::Write(_) => Prot::WRITE,
+        };
+        let mut at = iova;
+        loop {
+            let (pages, byte, last) = {
+                let state = self.lock();
+                let (start, area) = state.area_at(at).ok_or(Errno::ENOENT)?;
+                if area.leaving {
+                    return Err(Errno::EBUSY);
+                }
+                if !area.prot.contains(wanted) {
+                    return Err(Errno::EPERM);
+                }
+                (area.pages.clone(), area.at + (at - start), area.last.min(*range.end()))
+            };
+            pages.copy(byte, transfer.part(at - iova, last - at + 1))?;
+            if last == *range.end() {
+                return Ok(());
+            }
+            at = last + 1;
+        }
+    }
+}
+
+impl Part<'_> {
+    /// The pages under it.
+    pub(super) fn pages(&self) -> std::ops::Range<u64> {
+        self.area.pages_of(self.start, &self.iovas)
     }
 }

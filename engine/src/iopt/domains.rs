@@ -9,7 +9,7 @@ use crate::ioas::Ioas;
 use crate::memory::PAGE_SIZE;
 
 use super::ranges::granule;
-use super::{Attached, Owner};
+use super::{Attached, Owner, State};
 
 impl Ioas {
     /// Makes `domain` mirror this IOAS from now on: its aperture's complement is reserved, its
@@ -33,10 +33,26 @@ impl Ioas {
         let below = aperture.start().checked_sub(1).map(|last| 0..=last);
         let above = aperture.end().checked_add(1).map(|first| first..=u64::MAX);
         let outside: Vec<_> = below.into_iter().chain(above).collect();
+        state.check_alignment(alignment)?;
         state.reserve(owner, &outside)?;
+        if let Err(error) = state.fill_domain(&**domain) {
+            state.unreserve(owner);
+            return Err(error);
+        }
         state.domains.push(Attached { domain: domain.clone(), owner });
         state.alignment = alignment;
         Ok(())
+    }
+
+    /// The page sizes of each domain.
+    pub(crate) fn domain_page_sizes(&self) -> impl Iterator<Item = u64> {
+        let sizes: Vec<u64> = self.lock().domains.iter().map(|a| a.domain.page_sizes()).collect();
+        sizes.into_iter()
+    }
+
+    /// Whether all domains keep DMA coherent with the CPU's caches.
+    pub(crate) fn cache_coherent(&self) -> bool {
+        self.lock().domains.iter().all(|attached| attached.domain.enforce_cache_coherency())
     }
 
     /// Takes everything out of `domain` and forgets it.
@@ -45,9 +61,56 @@ impl Ioas {
         let found = state.domains.iter().position(|a| same(&a.domain, domain));
         if let Some(index) = found {
             let attached = state.domains.remove(index);
+            let last = state.domains.is_empty();
+            for (&start, area) in &mut state.areas {
+                if area.filled {
+                    domain.unmap(start, area.length(start));
+                }
+                if area.filled && last {
+                    area.pages.release(area.all_pages(start));
+                    area.filled = false;
+                }
+            }
             state.unreserve(attached.owner);
             state.alignment = state.wanted_alignment(None);
         }
+    }
+}
+
+impl State {
+    /// Maps all areas in one more domain. If it is the first their pages are pinned; the others'
+    /// pins serve it, too. All or nothing.
+    fn fill_domain(&mut self, domain: &dyn Domain) -> Result<(), Errno> {
+        let (first, huge) = (self.domains.is_empty(), self.huge_pages);
+        let mut failed = None;
+        for (&start, area) in &mut self.areas {
+            if area.pages.revoked() {
+                continue;
+            }
+            let pages = area.all_pages(start);
+            let pinned = if first { area.pages.acquire(pages.clone()) } else { Ok(()) };
+            let mapped = pinned.and_then(|()| {
+                area.map(start, domain, huge).inspect_err(|_| {
+                    if first {
+                        area.pages.release(pages);
+                    }
+                })
+            });
+            if let Err(error) = mapped {
+                failed = Some((start, error));
+                break;
+            }
+            area.filled = true;
+        }
+        let Some((end, error)) = failed else { return Ok(()) };
+        for (&start, area) in self.areas.range_mut(..end).filter(|(_, area)| area.filled) {
+            domain.unmap(start, area.length(start));
+            if first {
+                area.pages.release(area.all_pages(start));
+                area.filled = false;
+            }
+        }
+        Err(error)
     }
 }
 

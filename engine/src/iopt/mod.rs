@@ -2,10 +2,14 @@
 //! and accesses that see it.
 //!
 //! - [`ranges`]: reserved and allowed IOVAs, alignment.
+//! - `gaps`: the free ones, to choose from.
+//! - `area`, [`map`]: what is mapped, and mapping, copying and unmapping it.
 //! - [`domains`]: domains that mirror the mappings.
 //! - [`access`]: kernel users (external drivers without an IOMMU, hardware queues) that pin pages
 //!   or copy bytes by IOVA.
+//! - [`report`]: what is pinned where, for DMA and for people.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,10 +17,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::domain::Domain;
 
 pub mod access;
+mod area;
 pub mod domains;
+mod gaps;
+pub mod map;
 pub mod ranges;
+pub mod report;
+#[cfg(test)]
+mod tests;
 
-pub use access::{Access, AccessUser};
+pub use access::{Access, AccessId, AccessUser, Frames};
+pub(crate) use area::{Area, Piece};
+pub use report::{Extent, FrameReport};
+
+use gaps::Gaps;
 
 /// Who asked for a reserved range, so that it can be given back by who asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,7 +45,11 @@ impl Owner {
 }
 
 /// What the lock of an IOAS guards.
-pub struct State {
+pub(crate) struct State {
+    /// Areas by their first IOVA. They do not overlap.
+    areas: BTreeMap<u64, Area>,
+    /// What neither an area nor a reserved range covers.
+    gaps: Gaps,
     /// Ranges that must not be mapped, with who asked for it. They may overlap.
     reserved: Vec<(Owner, RangeInclusive<u64>)>,
     /// Ranges that must stay usable: sorted, apart; empty for no promise.
@@ -51,6 +69,8 @@ struct Attached {
 impl Default for State {
     fn default() -> Self {
         Self {
+            areas: BTreeMap::new(),
+            gaps: Gaps::default(),
             reserved: Vec::new(),
             allowed: Vec::new(),
             domains: Vec::new(),
@@ -59,4 +79,47 @@ impl Default for State {
             huge_pages: true,
         }
     }
+}
+
+impl State {
+    /// The area that has `iova`, with its start.
+    fn area_at(&self, iova: u64) -> Option<(u64, &Area)> {
+        let (&start, area) = self.areas.range(..=iova).next_back()?;
+        (area.last >= iova).then_some((start, area))
+    }
+
+    /// The first area that overlaps `range`.
+    fn first_in(&self, range: &RangeInclusive<u64>) -> Option<(u64, &Area)> {
+        self.area_at(*range.start()).or_else(|| {
+            let (&start, area) = self.areas.range(range.clone()).next()?;
+            Some((start, area))
+        })
+    }
+
+    /// The areas that cover `range` without a hole, each with its start and its part of the range;
+    /// nothing when there is a hole.
+    fn contiguous(&self, range: &RangeInclusive<u64>) -> Option<Vec<Part<'_>>> {
+        let mut parts = Vec::new();
+        let mut at = *range.start();
+        let (first, _) = self.area_at(at)?;
+        for (&start, area) in self.areas.range(first..) {
+            if start > at {
+                return None;
+            }
+            let last = area.last.min(*range.end());
+            parts.push(Part { start, area, iovas: at..=last });
+            if last == *range.end() {
+                return Some(parts);
+            }
+            at = last + 1;
+        }
+        None
+    }
+}
+
+/// A range's part of an area.
+struct Part<'a> {
+    start: u64,
+    area: &'a Area,
+    iovas: RangeInclusive<u64>,
 }

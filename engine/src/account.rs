@@ -1,0 +1,196 @@
+//! Who pays for pinned pages: `RLIMIT_MEMLOCK`, by user or by mm.
+//!
+//! A page that is pinned is charged once, to the process that mapped it, in the mode of its
+//! context. The mm's count of pinned pages (`VmPin`) rises in every mode; the user's or the mm's
+//! count of locked pages (the latter is `VmLck`) is what the limit is compared with. A process that
+//! has `CAP_IPC_LOCK` when it maps is counted and not limited.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use crate::Errno;
+use crate::caller::{Capability, Process};
+use crate::memory::{MmId, PAGE_SIZE};
+
+/// What the limit is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Nothing: the mapping process had `CAP_IPC_LOCK`.
+    Unlimited,
+    /// All that the user has locked.
+    User,
+    /// What the mm has locked.
+    Mm,
+}
+
+#[derive(Default)]
+struct Counter {
+    pinned: AtomicU64,
+    locked: AtomicU64,
+}
+
+/// The counters of one daemon: by mm and by user.
+#[derive(Default)]
+pub struct Accounts {
+    mms: Table<MmId>,
+    users: Table<u32>,
+}
+
+/// Pages that are charged to an mm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Pinned: `VmPin` is this many pages.
+    pub pinned: u64,
+    /// Locked by accounting per process: adds to `VmLck`.
+    pub locked: u64,
+}
+
+/// Counters by key, gone when nobody charges them any more.
+struct Table<K> {
+    counters: Mutex<HashMap<K, Weak<Counter>>>,
+}
+
+impl<K> Default for Table<K> {
+    fn default() -> Self {
+        Self { counters: Mutex::default() }
+    }
+}
+
+impl<K: Eq + Hash> Table<K> {
+    fn counter(&self, key: K) -> Arc<Counter> {
+        let mut counters = self.counters.lock();
+        if let Some(counter) = counters.get(&key).and_then(Weak::upgrade) {
+            return counter;
+        }
+        if counters.len() == counters.capacity() {
+            counters.retain(|_, counter| counter.strong_count() > 0);
+        }
+        let counter = Arc::new(Counter::default());
+        counters.insert(key, Arc::downgrade(&counter));
+        counter
+    }
+
+    fn existing(&self, key: &K) -> Option<Arc<Counter>> {
+        self.counters.lock().get(key)?.upgrade()
+    }
+}
+
+impl Accounts {
+    /// The account that pins of `mm`, mapped by `process`, are charged to.
+    pub(crate) fn open(&self, mm: MmId, process: Arc<dyn Process>, mode: Mode) -> Arc<Account> {
+        let mode = effective(mode, &*process);
+        let uid = process.uid();
+        Arc::new(Account {
+            mm: self.mms.counter(mm),
+            user: self.users.counter(uid),
+            mm_id: mm,
+            uid,
+            mode,
+            process,
+        })
+    }
+
+    /// What is charged to `mm` now.
+    pub fn totals(&self, mm: MmId) -> Totals {
+        self.mms.existing(&mm).map_or_else(Totals::default, |counter| Totals {
+            pinned: counter.pinned.load(Ordering::Relaxed),
+            locked: counter.locked.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Pages that accounting per user has locked for `uid`.
+    pub fn locked_by_user(&self, uid: u32) -> u64 {
+        self.users.existing(&uid).map_or(0, |counter| counter.locked.load(Ordering::Relaxed))
+    }
+}
+
+fn effective(mode: Mode, process: &dyn Process) -> Mode {
+    if process.capable(Capability::IpcLock) { Mode::Unlimited } else { mode }
+}
+
+/// Who pays for the pages of one mapping.
+pub(crate) struct Account {
+    mm: Arc<Counter>,
+    user: Arc<Counter>,
+    mm_id: MmId,
+    uid: u32,
+    mode: Mode,
+    process: Arc<dyn Process>,
+}
+
+impl Account {
+    /// Charges `pages`. `ENOMEM` when that would pass the limit.
+    pub(crate) fn charge(&self, pages: u64) -> Result<(), Errno> {
+        if let Some(locked) = self.locked() {
+            let limit = self.process.memlock_limit() / PAGE_SIZE;
+            locked
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
+                    now.checked_add(pages).filter(|&sum| sum <= limit)
+                })
+                .map_err(|_| Errno::ENOMEM)?;
+        }
+        self.mm.pinned.fetch_add(pages, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes a charge back.
+    pub(crate) fn uncharge(&self, pages: u64) {
+        if let Some(locked) = self.locked() {
+            locked.fetch_sub(pages, Ordering::Relaxed);
+        }
+        self.mm.pinned.fetch_sub(pages, Ordering::Relaxed);
+    }
+
+    /// Whether it is the account of `process` with memory `mm` in `mode`.
+    pub(crate) fn serves(&self, mm: MmId, process: &dyn Process, mode: Mode) -> bool {
+        self.mm_id == mm
+            && self.process.pid() == process.pid()
+            && self.uid == process.uid()
+            && self.mode == effective(mode, process)
+    }
+
+    /// Whether `other` charges the same counters in the same way.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        self.mm_id == other.mm_id && self.uid == other.uid && self.mode == other.mode
+    }
+
+    /// The account of `process` in the mode of this one, for `IOMMU_IOAS_CHANGE_PROCESS`.
+    pub(crate) fn for_process(
+        &self,
+        accounts: &Accounts,
+        mm: MmId,
+        process: Arc<dyn Process>,
+    ) -> Arc<Self> {
+        let uid = process.uid();
+        Arc::new(Self {
+            mm: accounts.mms.counter(mm),
+            user: accounts.users.counter(uid),
+            mm_id: mm,
+            uid,
+            mode: self.mode,
+            process,
+        })
+    }
+
+    /// The mm that pays.
+    pub(crate) fn mm_id(&self) -> MmId {
+        self.mm_id
+    }
+
+    /// The process that pays.
+    pub(crate) fn process(&self) -> &Arc<dyn Process> {
+        &self.process
+    }
+
+    fn locked(&self) -> Option<&AtomicU64> {
+        match self.mode {
+            Mode::Unlimited => None,
+            Mode::User => Some(&self.user.locked),
+            Mode::Mm => Some(&self.mm.locked),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! `IOMMU_IOAS_MAP`, `MAP_FILE`, `COPY` and `UNMAP`.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use ioctl_abi::iommufd::{
+    IOMMU_IOAS_MAP_FIXED_IOVA, IOMMU_IOAS_MAP_READABLE, IOMMU_IOAS_MAP_WRITEABLE, iommu_ioas_copy,
+    iommu_ioas_map, iommu_ioas_map_file, iommu_ioas_unmap,
+};
+
+use crate::Errno;
+use crate::account::Account;
+use crate::call::Call;
+use crate::caller::CallerFile;
+use crate::dmabuf::{Dmabuf, Unpinnable};
+use crate::domain::Prot;
+use crate::inject;
+use crate::iopt::Piece;
+use crate::memory::{AddressSpace, BackingFile, PAGE_SIZE};
+use crate::pages::{Origin, Pages, Source};
+
+use super::Ioas;
+
+const KNOWN_FLAGS: u32 =
+    IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE;
+
+/// What `flags` allow devices to do. All mappings are cache coherent.
+fn prot(flags: u32) -> Prot {
+    let mut prot = Prot::CACHE;
+    prot.set(Prot::READ, flags & IOMMU_IOAS_MAP_READABLE != 0);
+    prot.set(Prot::WRITE, flags & IOMMU_IOAS_MAP_WRITEABLE != 0);
+    prot
+}
+
+fn fixed(flags: u32, iova: u64) -> Option<u64> {
+    (flags & IOMMU_IOAS_MAP_FIXED_IOVA != 0).then_some(iova)
+}
+
+/// `IOMMU_IOAS_MAP`.
+pub(crate) fn map(call: &Call<'_>, command: &mut iommu_ioas_map) -> Result<(), Errno> {
+    if command.flags & !KNOWN_FLAGS != 0 || command.__reserved != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if command.iova == u64::MAX || command.length == u64::MAX {
+        return Err(Errno::EOVERFLOW);
+    }
+    if command.flags & (IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE) == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let ioas = call.context.objects().get::<Ioas>(command.ioas_id)?;
+    command.iova = Mapping {
+        call: "IOMMU_IOAS_MAP",
+        ioas: ioas.object(),
+        prot: prot(command.flags),
+        fixed: fixed(command.flags, command.iova),
+        account: call.context.account(call),
+    }
+    .memory(&call.memory, command.user_va, command.length)?;
+    call.respond(command)
+}
+
+/// `IOMMU_IOAS_MAP_FILE`.
+pub(crate) fn map_file(call: &Call<'_>, command: &mut iommu_ioas_map_file) -> Result<(), Errno> {
+    if command.flags & !KNOWN_FLAGS != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if command.iova == u64::MAX || command.length == u64::MAX {
+        return Err(Errno::EOVERFLOW);
+    }
+    if command.flags & (IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE) == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let ioas = call.context.objects().get::<Ioas>(command.ioas_id)?;
+    let file: Arc<dyn BackingFile> = match call.caller.file(command.fd)? {
+        CallerFile::Backing(file) => file,
+        CallerFile::Engine(file) => file.backing().unwrap_or_else(|| Arc::new(Unpinnable)),
+        CallerFile::Context(_) | CallerFile::Other => Arc::new(Unpinnable),
+    };
+    command.iova = Mapping {
+        call: "IOMMU_IOAS_MAP_FILE",
+        ioas: ioas.object(),
+        prot: prot(command.flags),
+        fixed: fixed(command.flags, command.iova),
+        account: call.context.account(call),
+    }
+    .file(file, command.start, command.length)?;
+    call.respond(command)
+}
+
+/// `IOMMU_IOAS_COPY`.
+pub(crate) fn copy(call: &Call<'_>, command: &mut iommu_ioas_copy) -> Result<(), Errno> {
+    if command.flags & !KNOWN_FLAGS != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if command.length == u64::MAX || command.dst_iova == u64::MAX {
+        return Err(Errno::EOVERFLOW);
+    }
+    if command.flags & (IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE) == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let source = call.context.objects().get::<Ioas>(command.src_ioas_id)?;
+    let last = command.length.checked_sub(1).ok_or(Errno::EINVAL)?;
+    let last = command.src_iova.checked_add(last).ok_or(Errno::EOVERFLOW)?;
+    let pieces = source.pieces(&(command.src_iova..=last))?;
+    let target = call.context.objects().get::<Ioas>(command.dst_ioas_id)?;
+    let fixed = fixed(command.flags, command.dst_iova);
+    command.dst_iova = target.object().map(pieces, prot(command.flags), fixed)?;
+    call.respond(command)
+}
+
+/// `IOMMU_IOAS_UNMAP`.
+pub(crate) fn unmap(call: &Call<'_>, command: &mut iommu_ioas_unmap) -> Result<(), Errno> {
+    let ioas = call.context.objects().get::<Ioas>(command.ioas_id)?;
+    if command.iova == 0 && command.length == u64::MAX {
+        // An IOAS without areas is empty already.
+        command.length = ioas.unmap(&(0..=u64::MAX))?;
+    } else {
+        if command.iova == u64::MAX || command.length == u64::MAX {
+            return Err(Errno::EOVERFLOW);
+        }
+        let last = command.length.checked_sub(1).ok_or(Errno::EINVAL)?;
+        let last = command.iova.checked_add(last).ok_or(Errno::EOVERFLOW)?;
+        command.length = ioas.unmap(&(command.iova..=last))?;
+        if command.length == 0 {
+            return Err(Errno::ENOENT);
+        }
+    }
+    call.respond(command)
+}
+
+/// A mapping to be made.
+pub(crate) struct Mapping<'a> {
+    /// The call, for reports.
+    pub(crate) call: &'static str,
+    pub(crate) ioas: &'a Arc<Ioas>,
+    pub(crate) prot: Prot,
+    /// Where, or nothing to choose.
+    pub(crate) fixed: Option<u64>,
+    /// Who pays.
+    pub(crate) account: Arc<Account>,
+}
+
+impl Mapping<'_> {
+    /// Maps `length` bytes at `address` of an mm, and answers where.
+    pub(crate) fn memory(
+        self,
+        memory: &Arc<dyn AddressSpace>,
+        address: u64,
+        length: u64,
+    ) -> Result<u64, Errno> {
+        let within = address % PAGE_SIZE;
+        let count = count(within, length)?;
+        address.checked_add(length).ok_or(Errno::EOVERFLOW)?;
+        let source = Source::Memory { memory: memory.clone(), address: address - within };
+        self.pages(source, count, within, length)
+    }
+
+    /// Maps `length` bytes from byte `start` of a file, and answers where.
+    pub(crate) fn file(
+        self,
+        file: Arc<dyn BackingFile>,
+        start: u64,
+        length: u64,
+    ) -> Result<u64, Errno> {
+        let within = start % PAGE_SIZE;
+        let count = count(within, length)?;
+        let end = start.checked_add(length).ok_or(Errno::EOVERFLOW)?;
+        let offset = start - within;
+        let dmabuf = file.dmabuf().and_then(|exporter| exporter.downcast::<Dmabuf>().ok());
+        let source = match dmabuf {
+            Some(dmabuf) if end > dmabuf.length() => return Err(Errno::EINVAL),
+            Some(dmabuf) => Source::Dmabuf { dmabuf, offset },
+            None => Source::File { file, offset },
+        };
+        self.pages(source, count, within, length)
+    }
+
+    fn pages(self, source: Source, count: u64, at: u64, length: u64) -> Result<u64, Errno> {
+        let origin = Origin { call: self.call, ioas: self.ioas.id(), iova: AtomicU64::new(0) };
+        let writable = self.prot.contains(Prot::WRITE);
+        let pages = Pages::new(source, count, writable, self.account, origin)?;
+        inject::site("iopt: list of pages")?;
+        self.ioas.map(vec![Piece { pages, at, length }], self.prot, self.fixed)
+    }
+}
+
+/// The pages that `length` bytes touch from byte `within` of the first one.
+fn count(within: u64, length: u64) -> Result<u64, Errno> {
+    if length == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let end = within.checked_add(length).ok_or(Errno::EINVAL)?;
+    Ok(end.div_ceil(PAGE_SIZE))
+}

@@ -1,0 +1,48 @@
+//! `IOMMU_IOAS_CHANGE_PROCESS`: another process takes over, and pays for what is pinned.
+
+use std::sync::Arc;
+
+use ioctl_abi::iommufd::iommu_ioas_change_process;
+
+use crate::Errno;
+use crate::call::Call;
+use crate::caller::Process;
+use crate::inject;
+use crate::memory::MmId;
+use crate::pages::Pages;
+
+/// `IOMMU_IOAS_CHANGE_PROCESS`. All mappings of the context must be of files (`EINVAL`); the new
+/// process must be allowed to lock them (`ENOMEM`). On an error nothing has changed.
+pub(crate) fn change_process(
+    call: &Call<'_>,
+    command: &mut iommu_ioas_change_process,
+) -> Result<(), Errno> {
+    if command.__reserved != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    inject::site("ioas: list of pages")?;
+    let mut all: Vec<Arc<Pages>> = Vec::new();
+    call.context.each_ioas(|ioas| ioas.lock().each_pages(&mut |pages| all.push(pages.clone())));
+    // Areas that share pages name them twice.
+    all.sort_unstable_by_key(Arc::as_ptr);
+    all.dedup_by(|a, b| Arc::ptr_eq(a, b));
+    if !all.iter().all(|pages| pages.from_file()) {
+        return Err(Errno::EINVAL);
+    }
+    let accounts = call.context.engine().accounts();
+    let mut changed: Vec<(&Arc<Pages>, MmId, Arc<dyn Process>)> = Vec::new();
+    let (mm, process) = (call.memory.id(), call.caller.process());
+    for pages in &all {
+        let (old_mm, old_process) = pages.payer();
+        if let Err(error) = pages.change_process(accounts, mm, &process) {
+            for (pages, mm, process) in changed {
+                // They paid until a moment ago. If their limit fell meanwhile, the new ones keep
+                // paying for these pages.
+                pages.change_process(accounts, mm, &process).ok();
+            }
+            return Err(error);
+        }
+        changed.push((pages, old_mm, old_process));
+    }
+    Ok(())
+}

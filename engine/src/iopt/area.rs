@@ -1,0 +1,111 @@
+//! An area: IOVAs that are mapped to a stretch of [`Pages`].
+
+use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
+
+use crate::Errno;
+use crate::domain::{Domain, Prot};
+use crate::inject;
+use crate::memory::PAGE_SIZE;
+use crate::pages::Pages;
+
+/// Mapped IOVAs. The first one is its key.
+pub(crate) struct Area {
+    pub(super) last: u64,
+    /// The byte of `pages` that the first IOVA is.
+    pub(super) at: u64,
+    pub(super) pages: Arc<Pages>,
+    pub(super) prot: Prot,
+    /// Pins that accesses have in it.
+    pub(super) accesses: u32,
+    /// The domains map it, and its pages are pinned for them.
+    pub(super) filled: bool,
+    /// It is being unmapped: no new pins.
+    pub(super) leaving: bool,
+}
+
+/// A piece of pages to be mapped: what an area will be.
+pub(crate) struct Piece {
+    pub(crate) pages: Arc<Pages>,
+    pub(crate) at: u64,
+    pub(crate) length: u64,
+}
+
+impl Area {
+    pub(super) fn length(&self, start: u64) -> u64 {
+        // Never all of the address space: lengths are below U64_MAX.
+        self.last - start + 1
+    }
+
+    /// The pages under the whole area, which starts at `start`.
+    pub(super) fn all_pages(&self, start: u64) -> Range<u64> {
+        self.pages_of(start, &(start..=self.last))
+    }
+
+    /// The pages under `iovas` of the area.
+    pub(super) fn pages_of(&self, start: u64, iovas: &RangeInclusive<u64>) -> Range<u64> {
+        let first = self.at + (iovas.start() - start);
+        let last = self.at + (iovas.end() - start);
+        first / PAGE_SIZE..last / PAGE_SIZE + 1
+    }
+
+    /// Whether it suits IOVAs that are multiples of `alignment`.
+    pub(super) fn aligned(&self, start: u64, alignment: u64) -> bool {
+        (start | self.length(start) | self.at % PAGE_SIZE) & (alignment - 1) == 0
+    }
+
+    /// Maps it in `domain`, contiguous frames in one go. All or nothing.
+    pub(super) fn map(&self, start: u64, domain: &dyn Domain, huge: bool) -> Result<(), Errno> {
+        inject::site("area: batch")?;
+        let sizes = if huge { u64::MAX } else { 2 * PAGE_SIZE - 1 } & domain.page_sizes();
+        let mut filler = Filler { domain, prot: self.prot, sizes, iova: start, run: None };
+        let mut left = self.length(start);
+        let mut skip = self.at % PAGE_SIZE;
+        let mut result = Ok(());
+        self.pages.frames(self.all_pages(start), &mut |pfn, count| {
+            if result.is_ok() && left > 0 {
+                let length = (count * PAGE_SIZE - skip).min(left);
+                result = filler.add(pfn * PAGE_SIZE + skip, length);
+                left -= length;
+                skip = 0;
+            }
+        });
+        let result = result.and_then(|()| filler.flush());
+        if result.is_err() && filler.iova > start {
+            domain.unmap(start, filler.iova - start);
+        }
+        result
+    }
+}
+
+/// Joins frames that follow each other before they are mapped.
+struct Filler<'a> {
+    domain: &'a dyn Domain,
+    prot: Prot,
+    sizes: u64,
+    iova: u64,
+    /// Physical address and bytes that wait for `iova`.
+    run: Option<(u64, u64)>,
+}
+
+impl Filler<'_> {
+    fn add(&mut self, physical: u64, length: u64) -> Result<(), Errno> {
+        if let Some((first, bytes)) = &mut self.run {
+            if *first + *bytes == physical {
+                *bytes += length;
+                return Ok(());
+            }
+            self.flush()?;
+        }
+        self.run = Some((physical, length));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Errno> {
+        if let Some((physical, length)) = self.run.take() {
+            self.domain.map(self.iova, physical, length, self.prot, self.sizes)?;
+            self.iova += length;
+        }
+        Ok(())
+    }
+}

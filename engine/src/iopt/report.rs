@@ -1,0 +1,168 @@
+//! What is pinned where: for DMA, which turns IOPTEs back into bytes, and for people.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::Context;
+use crate::ioas::Ioas;
+use crate::memory::{MmId, PAGE_SIZE, Pin};
+use crate::pages::{PageReport, Pages, Source};
+
+use super::{Area, State};
+
+/// IOVAs whose bytes one pin holds in one piece.
+#[derive(Clone)]
+pub struct Extent {
+    /// First IOVA.
+    pub first: u64,
+    /// Last IOVA.
+    pub last: u64,
+    /// The byte of `pin` that `first` is.
+    pub offset: u64,
+    /// Who holds the bytes.
+    pub pin: Arc<dyn Pin>,
+}
+
+/// Where a frame is mapped.
+#[derive(Clone, Debug)]
+pub struct FrameReport {
+    /// The IOAS.
+    pub ioas: u32,
+    /// The IOVA of the frame's page, or of the area if that starts inside of the page.
+    pub iova: u64,
+    /// The call that mapped it.
+    pub call: &'static str,
+    /// Whose page it is.
+    pub page: PageReport,
+}
+
+impl Ioas {
+    /// Runs `with` while nothing is mapped or unmapped. The function that it is given answers what
+    /// is pinned around an IOVA.
+    pub fn with_pins(&self, with: &mut dyn FnMut(&dyn Fn(u64) -> Option<Extent>)) {
+        let state = self.lock();
+        with(&|iova| state.extent(iova));
+    }
+
+    /// Whether every IOVA of the range is mapped.
+    pub fn maps_all(&self, iova: u64, length: u64) -> bool {
+        let Some(last) = length.checked_sub(1).and_then(|more| iova.checked_add(more)) else {
+            return false;
+        };
+        self.lock().contiguous(&(iova..=last)).is_some()
+    }
+
+    /// First and last IOVA of each area, in order.
+    pub fn each_area(&self, each: &mut dyn FnMut(u64, u64)) {
+        for (&start, area) in &self.lock().areas {
+            each(start, area.last);
+        }
+    }
+}
+
+impl State {
+    /// The pages of each area.
+    pub(crate) fn each_pages(&self, each: &mut dyn FnMut(&Arc<Pages>)) {
+        for area in self.areas.values() {
+            each(&area.pages);
+        }
+    }
+
+    fn extent(&self, iova: u64) -> Option<Extent> {
+        let (start, area) = self.area_at(iova)?;
+        let byte = area.at + (iova - start);
+        let run = area.pages.pinned_around(byte / PAGE_SIZE)?;
+        // The bytes of the area's pages that both the area and the run have.
+        let from = (run.pages.start * PAGE_SIZE).max(area.at);
+        let to = (run.pages.end * PAGE_SIZE).min(area.at + area.length(start));
+        Some(Extent {
+            first: start + (from - area.at),
+            last: start + (to - 1 - area.at),
+            offset: run.at * PAGE_SIZE + (from - run.pages.start * PAGE_SIZE),
+            pin: run.pin,
+        })
+    }
+}
+
+impl Context {
+    /// All IOASes of the context, with their ids.
+    pub(crate) fn each_ioas(&self, mut each: impl FnMut(&Arc<Ioas>)) {
+        self.objects().each::<Ioas>(|_, ioas| each(ioas));
+    }
+
+    /// The frames that are pinned by this context: (first PFN, how many follow). A frame that was
+    /// pinned for two mappings comes twice; one that several areas share through a copy, once.
+    pub fn each_pinned(&self, each: &mut dyn FnMut(u64, u64)) {
+        let mut seen = Vec::new();
+        self.each_ioas(|ioas| {
+            for area in ioas.lock().areas.values() {
+                let pages = Arc::as_ptr(&area.pages);
+                if let Err(at) = seen.binary_search(&pages) {
+                    seen.insert(at, pages);
+                    area.pages.each_pinned(&mut |_, pfn, count| each(pfn, count));
+                }
+            }
+        });
+    }
+
+    /// Where frame `pfn` is mapped, and whose it is. Looks at every area: for reports.
+    pub fn find_frame(&self, pfn: u64) -> Vec<FrameReport> {
+        let mut found = Vec::new();
+        self.each_ioas(|ioas| {
+            for (&start, area) in &ioas.lock().areas {
+                area.pages.each_pinned(&mut |page, first, count| {
+                    if (first..first + count).contains(&pfn) {
+                        let page = page + (pfn - first);
+                        found.extend(area.frame_report(ioas.id(), start, page));
+                    }
+                });
+            }
+        });
+        found
+    }
+
+    /// Something happened to addresses of an mm (`what`, such as "unmapped"): warns about each
+    /// mapping whose pages no longer are what the process sees there. Answers how many.
+    ///
+    /// Takes IOAS locks: call it from a thread that no [`crate::memory::AddressSpace::pin`] waits
+    /// for.
+    pub fn memory_changed(&self, mm: MmId, addresses: &Range<u64>, what: &str) -> usize {
+        let mut warned = 0;
+        self.each_ioas(|ioas| {
+            for (&start, area) in &ioas.lock().areas {
+                let Source::Memory { memory, address } = area.pages.source() else { continue };
+                let va = address + area.at;
+                let end = va + area.length(start);
+                if memory.id() != mm || va >= addresses.end || end <= addresses.start {
+                    continue;
+                }
+                warned += 1;
+                tracing::warn!(
+                    owner = memory.describe(),
+                    va = format_args!("{:#x}", va.max(addresses.start)),
+                    length =
+                        format_args!("{:#x}", end.min(addresses.end) - va.max(addresses.start)),
+                    ioas = ioas.id(),
+                    iova = format_args!("{:#x}", start + addresses.start.saturating_sub(va)),
+                    call = area.pages.origin().call,
+                    "memory that is mapped in an IOAS was {what}"
+                );
+            }
+        });
+        warned
+    }
+}
+
+impl Area {
+    fn frame_report(&self, ioas: u32, start: u64, page: u64) -> Option<FrameReport> {
+        if !self.all_pages(start).contains(&page) {
+            return None;
+        }
+        Some(FrameReport {
+            ioas,
+            iova: start + (page * PAGE_SIZE).saturating_sub(self.at),
+            call: self.pages.origin().call,
+            page: self.pages.report(page)?,
+        })
+    }
+}

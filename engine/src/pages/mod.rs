@@ -1,0 +1,335 @@
+//! `iopt_pages`: a stretch of a caller's memory or of a file, as areas share it.
+//!
+//! A page is pinned when its first user comes (an area of an IOAS that has a domain, or an access)
+//! and let go when the last one leaves. All users share the pin: a domain that is added late, a
+//! copied area and an access get the frames of the pin that is there.
+
+mod copy;
+mod runs;
+
+pub use copy::Transfer;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use crate::Errno;
+use crate::account::{Account, Accounts};
+use crate::caller::Process;
+use crate::dmabuf::Dmabuf;
+use crate::inject;
+use crate::memory::{AddressSpace, BackingFile, Held, MmId, PAGE_SIZE, Pin};
+
+use runs::{Run, Runs};
+
+/// Where pages come from.
+pub(crate) enum Source {
+    /// The page-aligned `address` of an mm.
+    Memory { memory: Arc<dyn AddressSpace>, address: u64 },
+    /// The page-aligned byte `offset` of a file.
+    File { file: Arc<dyn BackingFile>, offset: u64 },
+    /// The page-aligned byte `offset` of a dma-buf, whose frames need no pin.
+    Dmabuf { dmabuf: Arc<Dmabuf>, offset: u64 },
+}
+
+/// The call that mapped the pages first, for reports.
+pub(crate) struct Origin {
+    pub(crate) call: &'static str,
+    pub(crate) ioas: u32,
+    pub(crate) iova: AtomicU64,
+}
+
+/// Pages `0..count` of a source.
+pub(crate) struct Pages {
+    source: Source,
+    count: u64,
+    writable: bool,
+    origin: Origin,
+    /// A dma-buf that was revoked stays without frames, even when others may map it again.
+    revoked: AtomicBool,
+    state: Mutex<State>,
+}
+
+struct State {
+    runs: Runs,
+    account: Arc<Account>,
+}
+
+/// Pages that follow each other in one pin.
+pub(crate) struct PinnedRun {
+    pub(crate) pages: Range<u64>,
+    /// The first page's number in the pin.
+    pub(crate) at: u64,
+    pub(crate) pin: Arc<dyn Pin>,
+}
+
+/// A page as a report shows it.
+#[derive(Clone, Debug)]
+pub struct PageReport {
+    /// The process or file that it belongs to.
+    pub owner: String,
+    /// The caller's address, or the offset in the file.
+    pub address: u64,
+    /// How it is held.
+    pub held: Held,
+    /// Since when.
+    pub since: Instant,
+}
+
+impl Pages {
+    /// `count` pages, of which none is pinned. `writable` asks for pins that devices may write to.
+    pub(crate) fn new(
+        source: Source,
+        count: u64,
+        writable: bool,
+        account: Arc<Account>,
+        origin: Origin,
+    ) -> Result<Arc<Self>, Errno> {
+        inject::site("pages: allocate")?;
+        let state = Mutex::new(State { runs: Runs::default(), account });
+        let revoked = AtomicBool::new(false);
+        Ok(Arc::new(Self { source, count, writable, origin, revoked, state }))
+    }
+
+    /// Whether devices may be allowed to write.
+    pub(crate) fn writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Where they come from.
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Who mapped them first.
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// What an IOVA for byte `at` should be congruent to: the caller's address or the file offset.
+    pub(crate) fn address_of(&self, at: u64) -> u64 {
+        let base = match &self.source {
+            Source::Memory { address, .. } => *address,
+            Source::File { offset, .. } | Source::Dmabuf { offset, .. } => *offset,
+        };
+        base.wrapping_add(at)
+    }
+
+    /// The dma-buf behind it, if it is one.
+    pub(crate) fn dmabuf(&self) -> Option<&Arc<Dmabuf>> {
+        match &self.source {
+            Source::Dmabuf { dmabuf, .. } => Some(dmabuf),
+            _ => None,
+        }
+    }
+
+    /// Whether the dma-buf behind it was taken away.
+    pub(crate) fn revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn revoke(&self) {
+        self.revoked.store(true, Ordering::Release);
+    }
+
+    /// Adds a user to `pages`: those without get pinned. All or nothing.
+    pub(crate) fn acquire(&self, pages: Range<u64>) -> Result<(), Errno> {
+        if matches!(self.source, Source::Dmabuf { .. }) {
+            return Ok(());
+        }
+        let mut state = self.state.lock();
+        let State { runs, account } = &mut *state;
+        if let Some(run) = runs.exactly(&pages) {
+            run.users += 1;
+            return Ok(());
+        }
+        if runs.is_empty() {
+            let run = self.pin(&pages, account, 1)?;
+            runs.insert(pages.start, run);
+            return Ok(());
+        }
+        inject::site("pages: pinned ranges")?;
+        let mut pinned = Vec::new();
+        for hole in runs.holes(&pages) {
+            match self.pin(&hole, account, 0) {
+                Ok(run) => pinned.push((hole.start, run)),
+                Err(error) => {
+                    for (_, run) in pinned {
+                        let_go(&run, account);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        for (start, run) in pinned {
+            runs.insert(start, run);
+        }
+        runs.change(&pages, 1);
+        Ok(())
+    }
+
+    /// Removes a user from `pages`. What nobody uses any more is unpinned.
+    pub(crate) fn release(&self, pages: Range<u64>) {
+        if matches!(self.source, Source::Dmabuf { .. }) {
+            return;
+        }
+        let mut state = self.state.lock();
+        let State { runs, account } = &mut *state;
+        if let Some(run) = runs.exactly(&pages) {
+            run.users -= 1;
+            if run.users == 0
+                && let Some(run) = runs.take_single()
+            {
+                let_go(&run, account);
+            }
+            return;
+        }
+        for run in runs.change(&pages, -1) {
+            let_go(&run, account);
+        }
+    }
+
+    /// The frames of `pages`, which have a user: (first PFN, how many follow each other), in order.
+    /// A revoked dma-buf has none.
+    pub(crate) fn frames(&self, pages: Range<u64>, each: &mut dyn FnMut(u64, u64)) {
+        if let Source::Dmabuf { dmabuf, offset } = &self.source {
+            if !self.revoked() {
+                let first = (dmabuf.physical() + offset) / PAGE_SIZE + pages.start;
+                each(first, pages.end - pages.start);
+            }
+            return;
+        }
+        let state = self.state.lock();
+        for (first, run) in state.runs.overlapping(&pages) {
+            let from = pages.start.max(first) - first + run.at;
+            let to = pages.end.min(first + run.length) - first + run.at;
+            run.pin.frames(from..to, each);
+        }
+    }
+
+    /// The run of pinned pages that `page` is in.
+    pub(crate) fn pinned_around(&self, page: u64) -> Option<PinnedRun> {
+        let state = self.state.lock();
+        let (first, run) = state.runs.overlapping(&(page..page + 1)).next()?;
+        Some(PinnedRun { pages: first..first + run.length, at: run.at, pin: run.pin.clone() })
+    }
+
+    /// The pinned frames: (first page, first PFN, how many).
+    pub(crate) fn each_pinned(&self, each: &mut dyn FnMut(u64, u64, u64)) {
+        let state = self.state.lock();
+        for (first, run) in state.runs.overlapping(&(0..self.count)) {
+            let mut page = first;
+            run.pin.frames(run.at..run.at + run.length, &mut |pfn, count| {
+                each(page, pfn, count);
+                page += count;
+            });
+        }
+    }
+
+    /// What to tell about `page`, which is pinned.
+    pub(crate) fn report(&self, page: u64) -> Option<PageReport> {
+        let state = self.state.lock();
+        let (_, run) = state.runs.overlapping(&(page..page + 1)).next()?;
+        Some(PageReport {
+            owner: self.describe(),
+            address: self.address_of(page * PAGE_SIZE),
+            held: run.pin.held(),
+            since: run.since,
+        })
+    }
+
+    /// For reports: whose pages these are.
+    pub(crate) fn describe(&self) -> String {
+        match &self.source {
+            Source::Memory { memory, .. } => memory.describe(),
+            Source::File { file, .. } => file.describe(),
+            Source::Dmabuf { .. } => "dma-buf".to_owned(),
+        }
+    }
+
+    /// Whether these pages follow a file, not an mm.
+    pub(crate) fn from_file(&self) -> bool {
+        matches!(self.source, Source::File { .. })
+    }
+
+    /// Lets `process` (with memory `mm`) pay for what is pinned. `ENOMEM` past its limit.
+    pub(crate) fn change_process(
+        &self,
+        accounts: &Accounts,
+        mm: MmId,
+        process: &Arc<dyn Process>,
+    ) -> Result<(), Errno> {
+        let mut state = self.state.lock();
+        let pinned = state.runs.overlapping(&(0..self.count)).map(|(_, run)| run.length).sum();
+        let new = state.account.for_process(accounts, mm, process.clone());
+        if !new.same(&state.account) {
+            new.charge(pinned)?;
+            state.account.uncharge(pinned);
+        }
+        state.account = new;
+        Ok(())
+    }
+
+    /// The mm and process that pay.
+    pub(crate) fn payer(&self) -> (MmId, Arc<dyn Process>) {
+        let state = self.state.lock();
+        (state.account.mm_id(), state.account.process().clone())
+    }
+
+    fn pin(&self, pages: &Range<u64>, account: &Account, users: u32) -> Result<Run, Errno> {
+        inject::site("pages: pin")?;
+        let length = pages.end - pages.start;
+        account.charge(length)?;
+        let pin = self.pin_pages(pages.start, length).inspect_err(|_| account.uncharge(length))?;
+        if let Held::Window(reason) | Held::Copy(reason) = pin.held() {
+            self.warn_fallback(pages, pin.held(), reason);
+        }
+        Ok(Run { length, users, at: 0, pin, since: Instant::now() })
+    }
+
+    fn pin_pages(&self, first: u64, count: u64) -> Result<Arc<dyn Pin>, Errno> {
+        match &self.source {
+            Source::Memory { memory, address } => {
+                memory.pin(address + first * PAGE_SIZE, count, self.writable)
+            }
+            Source::File { file, offset } => {
+                if !file.pinnable() {
+                    return Err(Errno::EINVAL);
+                }
+                file.pin(offset + first * PAGE_SIZE, count, self.writable)
+            }
+            Source::Dmabuf { .. } => Err(Errno::EINVAL),
+        }
+    }
+
+    fn warn_fallback(&self, pages: &Range<u64>, held: Held, reason: &str) {
+        let what = if matches!(held, Held::Copy(_)) { "a copy" } else { "a window on the VA" };
+        tracing::warn!(
+            owner = self.describe(),
+            va = format_args!("{:#x}", self.address_of(pages.start * PAGE_SIZE)),
+            length = format_args!("{:#x}", (pages.end - pages.start) * PAGE_SIZE),
+            ioas = self.origin.ioas,
+            iova = format_args!("{:#x}", self.origin.iova.load(Ordering::Relaxed)),
+            call = self.origin.call,
+            reason,
+            "pages are not pinned: {what} stands in"
+        );
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        let State { runs, account } = self.state.get_mut();
+        for (_, run) in runs.overlapping(&(0..self.count)) {
+            let_go(run, account);
+        }
+    }
+}
+
+fn let_go(run: &Run, account: &Account) {
+    run.pin.release(run.at..run.at + run.length);
+    account.uncharge(run.length);
+}

@@ -1,0 +1,221 @@
+//! VFIO's type 1 container as iommufd answers it: on `/dev/vfio/vfio` and on `/dev/iommu`.
+//!
+//! All of it works on one IOAS, which `IOMMU_VFIO_IOAS` chooses. Without one the container is one
+//! without a group: `ENODEV`. Sizes follow VFIO's rule: the first release's struct must be there,
+//! and `argsz` says what else is.
+#![allow(non_upper_case_globals, reason = "names as in the header")]
+
+use std::mem::offset_of;
+
+use ioctl_abi::iommufd::{
+    IOMMU_VFIO_IOAS_CLEAR, IOMMU_VFIO_IOAS_GET, IOMMU_VFIO_IOAS_SET, iommu_vfio_ioas,
+};
+use ioctl_abi::vfio::*;
+use zerocopy::IntoBytes;
+
+use crate::Errno;
+use crate::call::Call;
+use crate::domain::Prot;
+use crate::ioas::Ioas;
+use crate::ioas::map::Mapping;
+use crate::memory::PAGE_SIZE;
+
+/// `IOMMU_VFIO_IOAS`.
+pub(crate) fn ioas(call: &Call<'_>, command: &mut iommu_vfio_ioas) -> Result<(), Errno> {
+    if command.__reserved != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    match command.op {
+        IOMMU_VFIO_IOAS_GET => {
+            command.ioas_id = call.context.compat_ioas().ok_or(Errno::ENODEV)?.id();
+            call.respond(command)
+        }
+        IOMMU_VFIO_IOAS_SET => {
+            let ioas = call.context.objects().get::<Ioas>(command.ioas_id)?;
+            call.context.set_compat_ioas(Some(ioas.object()));
+            Ok(())
+        }
+        IOMMU_VFIO_IOAS_CLEAR => {
+            call.context.set_compat_ioas(None);
+            Ok(())
+        }
+        _ => Err(Errno::EOPNOTSUPP),
+    }
+}
+
+/// Answers VFIO's ioctls. `ENOTTY` for what is none.
+pub(crate) fn ioctl(call: &Call<'_>, command: u32) -> Result<i64, Errno> {
+    let _serial = call.context.serial();
+    match command {
+        VFIO_GET_API_VERSION => Ok(i64::from(VFIO_API_VERSION)),
+        VFIO_CHECK_EXTENSION => check_extension(call),
+        VFIO_SET_IOMMU => set_iommu(call),
+        VFIO_IOMMU_GET_INFO => get_info(call),
+        VFIO_IOMMU_MAP_DMA => map_dma(call),
+        VFIO_IOMMU_UNMAP_DMA => unmap_dma(call),
+        _ => Err(Errno::ENOTTY),
+    }
+}
+
+fn compat_ioas(call: &Call<'_>) -> Result<std::sync::Arc<Ioas>, Errno> {
+    call.context.compat_ioas().ok_or(Errno::ENODEV)
+}
+
+fn check_extension(call: &Call<'_>) -> Result<i64, Errno> {
+    match u32::try_from(call.arg) {
+        Ok(VFIO_TYPE1_IOMMU | VFIO_TYPE1v2_IOMMU | VFIO_UNMAP_ALL) => Ok(1),
+        Ok(VFIO_DMA_CC_IOMMU) => Ok(i64::from(compat_ioas(call)?.cache_coherent())),
+        _ => Ok(0),
+    }
+}
+
+/// `VFIO_SET_IOMMU`: the old type cuts mappings where an unmap asks for it, so it maps by page.
+fn set_iommu(call: &Call<'_>) -> Result<i64, Errno> {
+    let old = match u32::try_from(call.arg) {
+        Ok(VFIO_TYPE1_IOMMU) => true,
+        Ok(VFIO_TYPE1v2_IOMMU) => false,
+        _ => return Err(Errno::EINVAL),
+    };
+    let ioas = compat_ioas(call)?;
+    if old {
+        ioas.set_huge_pages(false)?;
+    }
+    Ok(0)
+}
+
+/// The first `size` bytes of a struct whose `argsz` must say that they are there. `EINVAL`.
+fn read<T: ioctl_abi::AbiStruct>(call: &Call<'_>, size: usize) -> Result<T, Errno> {
+    let mut value = T::new_zeroed();
+    call.memory.read(call.arg, &mut value.as_mut_bytes()[..size])?;
+    Ok(value)
+}
+
+/// `VFIO_IOMMU_GET_INFO`: page sizes and, as far as `argsz` has room, the capability chain.
+fn get_info(call: &Call<'_>) -> Result<i64, Errno> {
+    let least = offset_of!(vfio_iommu_type1_info, iova_pgsizes) + size_of::<u64>();
+    let mut info: vfio_iommu_type1_info = read(call, least)?;
+    let room = info.argsz as usize;
+    if room < least {
+        return Err(Errno::EINVAL);
+    }
+    let ioas = compat_ioas(call)?;
+    let head = room.min(size_of::<vfio_iommu_type1_info>());
+    info.flags = VFIO_IOMMU_INFO_PGSIZES | VFIO_IOMMU_INFO_CAPS;
+    info.iova_pgsizes = ioas.page_sizes();
+    info.cap_offset = 0;
+    let mut at = size_of::<vfio_iommu_type1_info>();
+    let capabilities = [iova_ranges(&ioas), dma_avail()];
+    for (index, capability) in capabilities.iter().enumerate() {
+        let end = at + capability.len();
+        if room >= end {
+            let address = call.arg.checked_add(at as u64).ok_or(Errno::EFAULT)?;
+            call.memory.write(address, capability)?;
+            if index == 0 {
+                info.cap_offset = at as u32;
+            } else {
+                let next = at as u32;
+                let before = at - capabilities[index - 1].len();
+                let link = before + offset_of!(vfio_info_cap_header, next);
+                let address = call.arg.checked_add(link as u64).ok_or(Errno::EFAULT)?;
+                call.write(address, &next)?;
+            }
+        }
+        at = end;
+    }
+    info.argsz = at as u32;
+    call.memory.write(call.arg, &info.as_bytes()[..head])?;
+    Ok(0)
+}
+
+fn iova_ranges(ioas: &Ioas) -> Vec<u8> {
+    let (usable, _) = ioas.usable();
+    let capability = vfio_iommu_type1_info_cap_iova_range {
+        header: vfio_info_cap_header {
+            id: VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE,
+            version: 1,
+            next: 0,
+        },
+        nr_iovas: usable.len() as u32,
+        reserved: 0,
+        iova_ranges: [],
+    };
+    let mut bytes = capability.as_bytes().to_vec();
+    for range in usable {
+        let range = vfio_iova_range { start: *range.start(), end: *range.end() };
+        bytes.extend_from_slice(range.as_bytes());
+    }
+    bytes
+}
+
+/// How many more mappings there may be. iommufd has no limit and names VFIO's default.
+fn dma_avail() -> Vec<u8> {
+    let capability = vfio_iommu_type1_info_dma_avail {
+        header: vfio_info_cap_header { id: VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, version: 1, next: 0 },
+        avail: u32::from(u16::MAX),
+    };
+    capability.as_bytes().to_vec()
+}
+
+/// `VFIO_IOMMU_MAP_DMA`.
+fn map_dma(call: &Call<'_>) -> Result<i64, Errno> {
+    let least = size_of::<vfio_iommu_type1_dma_map>();
+    let map: vfio_iommu_type1_dma_map = read(call, least)?;
+    let known = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    if (map.argsz as usize) < least || map.flags & !known != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut prot = Prot::CACHE;
+    prot.set(Prot::READ, map.flags & VFIO_DMA_MAP_FLAG_READ != 0);
+    prot.set(Prot::WRITE, map.flags & VFIO_DMA_MAP_FLAG_WRITE != 0);
+    let ioas = compat_ioas(call)?;
+    Mapping {
+        call: "VFIO_IOMMU_MAP_DMA",
+        ioas: &ioas,
+        prot,
+        fixed: Some(map.iova),
+        account: call.context.account(call),
+    }
+    .memory(&call.memory, map.vaddr, map.size)?;
+    Ok(0)
+}
+
+/// `VFIO_IOMMU_UNMAP_DMA`. An empty range is no error here.
+fn unmap_dma(call: &Call<'_>) -> Result<i64, Errno> {
+    let least = size_of::<vfio_iommu_type1_dma_unmap>();
+    let mut unmap: vfio_iommu_type1_dma_unmap = read(call, least)?;
+    if (unmap.argsz as usize) < least || unmap.flags & !VFIO_DMA_UNMAP_FLAG_ALL != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let ioas = compat_ioas(call)?;
+    unmap.size = if unmap.flags & VFIO_DMA_UNMAP_FLAG_ALL != 0 {
+        if unmap.iova != 0 || unmap.size != 0 {
+            return Err(Errno::EINVAL);
+        }
+        ioas.unmap(&(0..=u64::MAX))?
+    } else {
+        let last = unmap.size.checked_sub(1).ok_or(Errno::EINVAL)?;
+        let last = unmap.iova.checked_add(last).ok_or(Errno::EOVERFLOW)?;
+        if !ioas.huge_pages() {
+            ioas.cut(unmap.iova)?;
+            last.checked_add(1).map_or(Ok(()), |next| ioas.cut(next))?;
+        }
+        ioas.unmap(&(unmap.iova..=last))?
+    };
+    call.memory.write(call.arg, unmap.as_bytes())?;
+    Ok(0)
+}
+
+impl Ioas {
+    /// The page sizes that VFIO reports: what all domains have, and the multiples of the smallest
+    /// up to a page, in which memory comes anyway.
+    fn page_sizes(&self) -> u64 {
+        let common = self.domain_page_sizes().fold(u64::MAX, |sizes, domain| sizes & domain);
+        // A domain's size above the CPU's page may be used when memory is contiguous; below it the
+        // granularity is the CPU's.
+        match common.trailing_zeros() {
+            64 => PAGE_SIZE,
+            shift if 1 << shift < PAGE_SIZE => common & !(PAGE_SIZE - 1) | PAGE_SIZE,
+            _ => common,
+        }
+    }
+}
