@@ -51,7 +51,8 @@ struct Row {
 macro_rules! rows {
     ($($lock:ident $command:ident => $handler:path;)*) => {
         &[$(Row {
-            nr: ioctl_abi::Command::$command as u8,
+            // The lowest byte of the number.
+            nr: (ioctl_abi::Command::$command as u32 & 0xff) as u8,
             ioctl: ioctl_abi::Command::$command as u32,
             locked: rows!(@ $lock),
             run: |call, locked| call.decoded(locked, $handler),

@@ -26,7 +26,7 @@ pub(crate) fn change_process(
     // Areas that share pages name them twice.
     all.sort_unstable_by_key(Arc::as_ptr);
     all.dedup_by(|a, b| Arc::ptr_eq(a, b));
-    if !all.iter().all(|pages| pages.from_file()) {
+    if !all.iter().all(|pages| pages.is_file()) {
         return Err(Errno::EINVAL);
     }
     let accounts = call.context.engine().accounts();

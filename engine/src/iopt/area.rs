@@ -51,7 +51,7 @@ impl Area {
 
     /// Whether it suits IOVAs that are multiples of `alignment`.
     pub(super) fn aligned(&self, start: u64, alignment: u64) -> bool {
-        (start | self.length(start) | self.at % PAGE_SIZE) & (alignment - 1) == 0
+        (start | self.length(start) | (self.at % PAGE_SIZE)) & (alignment - 1) == 0
     }
 
     /// Maps it in `domain`, contiguous frames in one go. All or nothing.

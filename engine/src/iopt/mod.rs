@@ -28,7 +28,7 @@ mod tests;
 
 pub use access::{Access, AccessId, AccessUser, Frames};
 pub(crate) use area::{Area, Piece};
-pub use report::{Extent, FrameReport};
+pub use report::FrameReport;
 
 use gaps::Gaps;
 

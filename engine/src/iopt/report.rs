@@ -4,24 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Context;
+use crate::dma::{Extent, Frames, LookUp};
 use crate::ioas::Ioas;
-use crate::memory::{MmId, PAGE_SIZE, Pin};
+use crate::memory::{MmId, PAGE_SIZE};
 use crate::pages::{PageReport, Pages, Source};
 
 use super::{Area, State};
-
-/// IOVAs whose bytes one pin holds in one piece.
-#[derive(Clone)]
-pub struct Extent {
-    /// First IOVA.
-    pub first: u64,
-    /// Last IOVA.
-    pub last: u64,
-    /// The byte of `pin` that `first` is.
-    pub offset: u64,
-    /// Who holds the bytes.
-    pub pin: Arc<dyn Pin>,
-}
 
 /// Where a frame is mapped.
 #[derive(Clone, Debug)]
@@ -36,14 +24,14 @@ pub struct FrameReport {
     pub page: PageReport,
 }
 
-impl Ioas {
-    /// Runs `with` while nothing is mapped or unmapped. The function that it is given answers what
-    /// is pinned around an IOVA.
-    pub fn with_pins(&self, with: &mut dyn FnMut(&dyn Fn(u64) -> Option<Extent>)) {
+impl Frames for Ioas {
+    fn locked(&self, with: &mut dyn FnMut(&LookUp<'_>)) {
         let state = self.lock();
         with(&|iova| state.extent(iova));
     }
+}
 
+impl Ioas {
     /// Whether every IOVA of the range is mapped.
     pub fn maps_all(&self, iova: u64, length: u64) -> bool {
         let Some(last) = length.checked_sub(1).and_then(|more| iova.checked_add(more)) else {

@@ -251,7 +251,7 @@ impl Pages {
     }
 
     /// Whether these pages follow a file, not an mm.
-    pub(crate) fn from_file(&self) -> bool {
+    pub(crate) fn is_file(&self) -> bool {
         matches!(self.source, Source::File { .. })
     }
 

@@ -143,7 +143,7 @@ impl AddressSpace for TestMemory {
                 Some(mapped.frame.clone())
             })
             .collect();
-        Ok(TestPin::new(frames.ok_or(Errno::EFAULT)?))
+        Ok(TestPin::hold(frames.ok_or(Errno::EFAULT)?))
     }
 }
 
@@ -198,7 +198,7 @@ impl BackingFile for TestFile {
         let first = offset / PAGE_SIZE;
         let frames = self.frames.read();
         let range = first as usize..(first + pages) as usize;
-        Ok(TestPin::new(frames.get(range).ok_or(Errno::EINVAL)?.to_vec()))
+        Ok(TestPin::hold(frames.get(range).ok_or(Errno::EINVAL)?.to_vec()))
     }
 }
 
@@ -208,7 +208,7 @@ struct TestPin {
 }
 
 impl TestPin {
-    fn new(frames: Vec<Arc<Frame>>) -> Arc<dyn Pin> {
+    fn hold(frames: Vec<Arc<Frame>>) -> Arc<dyn Pin> {
         for frame in &frames {
             frame.pins.fetch_add(1, Ordering::Relaxed);
         }
