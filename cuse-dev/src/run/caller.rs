@@ -7,12 +7,12 @@ use engine::Errno;
 use engine::caller::{Caller, CallerFile, Process};
 use engine::file::EngineFile;
 use engine::memory::AddressSpace;
-use nix::sys::stat::fstat;
 use parking_lot::Mutex;
 
 use super::notify::Notification;
 use super::supervisor::Supervisor;
 use crate::caller::CallerProcess;
+use crate::event_files::FileId;
 
 /// A thread that waits for the answer to an ioctl.
 pub(crate) struct IoctlCaller<'a> {
@@ -57,11 +57,11 @@ impl Caller for IoctlCaller<'_> {
             Err(Errno::EPERM) => return Ok(CallerFile::Other),
             other => other?,
         };
-        let stat = fstat(&file)?;
-        if let Some(open) = self.supervisor.contexts().find(&stat) {
+        let id = FileId::of(file.as_fd())?;
+        if let Some(open) = self.supervisor.contexts().find(id) {
             return Ok(CallerFile::Context(open.context.id()));
         }
-        if let Some(file) = self.supervisor.find_file(&stat) {
+        if let Some(file) = self.supervisor.find_file(id) {
             return Ok(CallerFile::Engine(file));
         }
         self.process.classify(file)

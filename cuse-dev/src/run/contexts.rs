@@ -23,10 +23,10 @@ use engine::{Context, Engine, Errno, Mapping, MmapRequest, Node};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
-use nix::sys::stat::{FileStat, fstat};
 use parking_lot::{Mutex, RwLock};
 
 use super::memfd::SharedMemfd;
+use crate::event_files::FileId;
 
 /// A context that a launched program has open.
 pub(crate) struct OpenContext {
@@ -105,7 +105,7 @@ pub(crate) struct Contexts {
     engine: Arc<Engine>,
     by_inode: RwLock<HashMap<u64, Arc<OpenContext>>>,
     count: AtomicUsize,
-    device: u64,
+    device: (u32, u32),
     inotify: Inotify,
     closing: Mutex<Closing>,
 }
@@ -113,7 +113,7 @@ pub(crate) struct Contexts {
 impl Contexts {
     /// No contexts. Fails where memfds or inotify cannot be had.
     pub(crate) fn new(engine: Arc<Engine>) -> Result<Self, Errno> {
-        let device = fstat(new_memfd()?.file())?.st_dev;
+        let device = FileId::of(new_memfd()?.file().as_fd())?.device;
         Ok(Self {
             engine,
             by_inode: RwLock::default(),
@@ -129,7 +129,7 @@ impl Contexts {
     pub(crate) fn open(&self, node: Node, flags: OFlag) -> Result<OwnedFd, Errno> {
         self.settle();
         let memfd = new_memfd()?;
-        let inode = fstat(memfd.file())?.st_ino;
+        let inode = FileId::of(memfd.file().as_fd())?.inode;
         let path = format!("/proc/self/fd/{}", memfd.file().as_raw_fd());
         let watch = self.inotify.add_watch(path.as_str(), AddWatchFlags::IN_CLOSE)?;
         let given = memfd.open(flags)?;
@@ -140,12 +140,12 @@ impl Contexts {
         Ok(given)
     }
 
-    /// The context that a file with this `stat` is, if it is one.
-    pub(crate) fn find(&self, stat: &FileStat) -> Option<Arc<OpenContext>> {
-        if stat.st_dev != self.device {
+    /// The context that the file `id` is, if it is one.
+    pub(crate) fn find(&self, id: FileId) -> Option<Arc<OpenContext>> {
+        if id.device != self.device {
             return None;
         }
-        self.by_inode.read().get(&stat.st_ino).cloned()
+        self.by_inode.read().get(&id.inode).cloned()
     }
 
     /// How many are open.
@@ -288,7 +288,7 @@ mod tests {
     }
 
     fn is_found(contexts: &Contexts, fd: &OwnedFd) -> bool {
-        contexts.find(&fstat(fd).unwrap()).is_some()
+        contexts.find(FileId::of(fd.as_fd()).unwrap()).is_some()
     }
 
     #[test]
@@ -297,7 +297,7 @@ mod tests {
         let one = contexts.open(Node::Iommu, OFlag::O_RDWR).unwrap();
         let other = contexts.open(Node::Iommu, OFlag::O_RDONLY).unwrap();
         assert!(is_found(&contexts, &one) && is_found(&contexts, &other));
-        assert!(contexts.find(&fstat(new_memfd().unwrap().file()).unwrap()).is_none());
+        assert!(contexts.find(FileId::of(new_memfd().unwrap().file().as_fd()).unwrap()).is_none());
         let dup = one.try_clone().unwrap();
         drop(one);
         contexts.settle();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use engine::file::EngineFile;
 use engine::{Engine, Errno, Node};
 use nix::fcntl::OFlag;
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::sys::stat::Mode;
 
 use super::arch::Call;
 use super::caller::IoctlCaller;
@@ -24,6 +24,7 @@ use super::notify::{Listener, Notification};
 use super::paths::{Ours, Thread, classify};
 use super::process::{self, process_of};
 use crate::caller::{CallerProcess, Callers};
+use crate::event_files::{EventFiles, FileId};
 use crate::memory::Host;
 
 /// Most threads that answer.
@@ -36,6 +37,8 @@ pub(crate) struct Supervisor {
     callers: Callers,
     fail_nth: FailNth,
     debugfs: Option<Debugfs>,
+    /// Or why there are none.
+    event_files: Result<EventFiles, Errno>,
     /// Threads that answer, and how many of them wait for a call.
     answering: AtomicUsize,
     waiting: AtomicUsize,
@@ -64,12 +67,14 @@ impl Supervisor {
             tracing::warn!(%error, "no directory for the fault-injection knobs");
             None
         });
+        let event_files = EventFiles::new();
         Ok(Arc::new(Self {
             listener: Listener::new(listener),
             contexts: Contexts::new(Engine::new())?,
             callers: Callers::new(host),
             fail_nth: FailNth::default(),
             debugfs,
+            event_files,
             answering: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
         }))
@@ -95,17 +100,26 @@ impl Supervisor {
     pub(crate) fn left_behind(&self) -> i32 {
         // Descriptors in flight are closed by the kernel's own garbage collection, a little later.
         let patience = Instant::now() + Duration::from_secs(2);
-        while self.contexts.settle_all() != 0 && Instant::now() < patience {
+        while self.contexts.settle_all() + self.files_left() != 0 && Instant::now() < patience {
             thread::sleep(Duration::from_millis(1));
         }
         let open = self.contexts.settle_all();
+        let files = self.files_left();
         let (released, objects) = self.contexts.totals();
-        tracing::debug!(released, open, objects, "all callers are gone");
-        if open != 0 || objects != 0 {
-            tracing::error!(contexts = open, objects, "left behind");
-            eprintln!("softiommu: left behind: {open} contexts, {objects} objects");
+        tracing::debug!(released, open, files, objects, "all callers are gone");
+        let left = open + files + objects;
+        if left != 0 {
+            let message = format!(
+                "left behind: {open} contexts, {files} other descriptors, {objects} objects"
+            );
+            tracing::error!("{message}");
+            eprintln!("softiommu: {message}");
         }
-        i32::try_from(open + objects).unwrap_or(i32::MAX)
+        i32::try_from(left).unwrap_or(i32::MAX)
+    }
+
+    fn files_left(&self) -> usize {
+        self.event_files.as_ref().map_or(0, EventFiles::len)
     }
 
     fn add_thread(self: &Arc<Self>) -> std::io::Result<()> {
@@ -239,7 +253,7 @@ impl Supervisor {
         &self,
         call: &Notification,
         fd: i32,
-    ) -> Option<(Arc<CallerProcess>, OwnedFd, FileStat)> {
+    ) -> Option<(Arc<CallerProcess>, OwnedFd, FileId)> {
         let tid = call.tid;
         let process = self
             .callers
@@ -252,17 +266,20 @@ impl Supervisor {
             }
         });
         let file = file.ok()?;
-        let stat = fstat(&file).ok()?;
-        Some((process, file, stat))
+        let id = FileId::of(file.as_fd()).ok()?;
+        Some((process, file, id))
     }
 
     fn ioctl(&self, call: &Notification) -> Answer {
-        let Some((process, file, stat)) = self.caller_file(call, call.args[0] as i32) else {
+        let Some((process, file, id)) = self.caller_file(call, call.args[0] as i32) else {
             return Answer::LetThrough;
         };
-        let Some(open) = self.contexts.find(&stat) else { return Answer::LetThrough };
+        let Some(open) = self.contexts.find(id) else { return Answer::LetThrough };
+        // What was closed before this call is gone before this call.
+        if let Ok(event_files) = &self.event_files {
+            event_files.settle();
+        }
         if self.contexts.len() > 1 {
-            // What was closed before this call is gone before this call.
             self.contexts.settle();
         }
         if call.args[1] as u32 == ioctl_abi::command::iommufd::IOMMU_DESTROY {
@@ -286,10 +303,10 @@ impl Supervisor {
     }
 
     fn mmap(&self, call: &Notification) -> Answer {
-        let Some((_, _, stat)) = self.caller_file(call, call.args[4] as i32) else {
+        let Some((_, _, id)) = self.caller_file(call, call.args[4] as i32) else {
             return Answer::LetThrough;
         };
-        let Some(open) = self.contexts.find(&stat) else { return Answer::LetThrough };
+        let Some(open) = self.contexts.find(id) else { return Answer::LetThrough };
         let [_, length, protection, flags, _, offset] = call.args;
         match open.allow_mmap(length, protection as i32, flags as i32, offset) {
             Ok(()) => Answer::LetThrough,
@@ -299,14 +316,23 @@ impl Supervisor {
 
     /// A descriptor for `file`, to be given to a caller.
     pub(crate) fn open_file(&self, file: Arc<dyn EngineFile>) -> Result<OwnedFd, Errno> {
-        tracing::error!(file = file.name(), "cannot be had without event files");
-        file.release();
-        Err(Errno::ENODEV)
+        match &self.event_files {
+            Ok(event_files) => event_files.open(file),
+            Err(errno) => {
+                tracing::error!(
+                    file = file.name(),
+                    %errno,
+                    "no descriptor: neither root nor a user namespace could mount FUSE"
+                );
+                file.release();
+                Err(Errno::ENODEV)
+            }
+        }
     }
 
-    /// The engine's file with this `stat`.
-    pub(crate) fn find_file(&self, _stat: &FileStat) -> Option<Arc<dyn EngineFile>> {
-        None
+    /// The engine's file that `id` names.
+    pub(crate) fn find_file(&self, id: FileId) -> Option<Arc<dyn EngineFile>> {
+        self.event_files.as_ref().ok()?.find(id)
     }
 }
 

@@ -1,0 +1,175 @@
+//! The engine's files as descriptors: fault queues, event queues, accesses, dma-bufs.
+//!
+//! They are files of a private FUSE mount that is attached nowhere. Whoever delivers descriptors
+//! opens one by its number ([`EventFiles::open`]) and gives the open file away; from then on the
+//! kernel brings the caller's reads, writes, polls and its last close to us ([`serve`]).
+//!
+//! # Order
+//! The kernel tells of the last close (RELEASE) in its own time: a thread that closes a file and
+//! calls an ioctl at once may have that call answered first, though the kernel it knows would have
+//! released the file before. An inotify watch on each file tells what is being closed, and
+//! [`EventFiles::settle`], which a front end calls before it answers an ioctl, then waits until the
+//! queue of requests was emptied past that point.
+#![allow(unsafe_code)] // statx has no safe wrapper that asks without a round trip.
+
+mod serve;
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use engine::Errno;
+use engine::file::EngineFile;
+use nix::fcntl::OFlag;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::stat::Mode;
+use parking_lot::Mutex;
+
+use crate::wire::mount::{self, Mount, Root};
+use crate::wire::{Options, Server};
+use serve::Files;
+
+/// Which file a descriptor names: the device of its file system and its inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
+    /// Major and minor number of the device.
+    pub device: (u32, u32),
+    /// Inode number.
+    pub inode: u64,
+}
+
+impl FileId {
+    /// Asks the kernel without a round trip to whoever serves the file.
+    pub fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
+        statx(fd, libc::AT_STATX_DONT_SYNC)
+    }
+}
+
+fn statx(fd: BorrowedFd<'_>, sync: libc::c_int) -> Result<FileId, Errno> {
+    // SAFETY: all zeroes is a valid `statx`; the kernel fills it in. The path is empty.
+    unsafe {
+        let mut stat: libc::statx = std::mem::zeroed();
+        let flags = libc::AT_EMPTY_PATH | sync;
+        let path = c"".as_ptr();
+        Errno::result(libc::statx(fd.as_raw_fd(), path, flags, libc::STATX_INO, &mut stat))?;
+        Ok(FileId { device: (stat.stx_dev_major, stat.stx_dev_minor), inode: stat.stx_ino })
+    }
+}
+
+/// The mount, its server and its files.
+pub struct EventFiles {
+    files: Arc<Files>,
+    mount: Mount,
+    device: (u32, u32),
+    closing: Mutex<Inotify>,
+    /// Files that were given away and whose end was not seen.
+    open: AtomicUsize,
+    /// Ends with the mount.
+    _server: Server,
+}
+
+impl EventFiles {
+    /// Makes the mount. Where this process may not mount, it tries to in a user namespace of its
+    /// own; that takes a process with one thread. The errno says what was missing.
+    pub fn new() -> Result<Self, Errno> {
+        let root = Root::Directory { mode: 0o700 };
+        let mount = match mount::fuse(&root, "softiommu") {
+            Err(Errno::EPERM) => {
+                enter_user_namespace()?;
+                mount::fuse(&root, "softiommu")?
+            }
+            other => other?,
+        };
+        let channel = mount.channel();
+        let files = Files::new(channel.clone())?;
+        let options = Options { name: "events", ..Options::default() };
+        let server = Server::start(channel, files.clone(), options)?;
+        let device = FileId::of(mount.as_fd())?.device;
+        Ok(Self {
+            files,
+            mount,
+            device,
+            closing: Mutex::new(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?),
+            open: AtomicUsize::new(0),
+            _server: server,
+        })
+    }
+
+    /// An open file for `file`, to be given away. Its last close releases `file`; so does an
+    /// error here.
+    pub fn open(&self, file: Arc<dyn EngineFile>) -> Result<OwnedFd, Errno> {
+        let mode = if file.writable() { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        let added = self.files.add(file);
+        let name = added.node().to_string();
+        let fd =
+            nix::fcntl::openat(&self.mount, name.as_str(), mode | OFlag::O_CLOEXEC, Mode::empty())?;
+        added.opened();
+        // Without the watch the order of closes is the kernel's; nothing else suffers.
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let watch = self.closing.lock().add_watch(path.as_str(), AddWatchFlags::IN_CLOSE);
+        if let Err(errno) = watch {
+            tracing::warn!(%errno, "cannot watch a file for its close");
+        }
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Ok(fd)
+    }
+
+    /// The file that `id` names, if it is one of these.
+    pub fn find(&self, id: FileId) -> Option<Arc<dyn EngineFile>> {
+        if id.device == self.device { self.files.find(id.inode) } else { None }
+    }
+
+    /// Whether `id` names one of these.
+    pub fn owns(&self, id: FileId) -> bool {
+        id.device == self.device
+    }
+
+    /// What was closed for the last time before now is released when this returns.
+    pub fn settle(&self) {
+        if self.open.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut closed = 0;
+        {
+            let closing = self.closing.lock();
+            while let Ok(events) = closing.read_events() {
+                closed += events
+                    .iter()
+                    .filter(|e| {
+                        e.mask.contains(AddWatchFlags::IN_CLOSE_WRITE)
+                            || e.mask.contains(AddWatchFlags::IN_CLOSE_NOWRITE)
+                    })
+                    .count();
+            }
+        }
+        if closed != 0 {
+            // A request behind the closes: when it is answered, they were.
+            let _ = statx(self.mount.as_fd(), libc::AT_STATX_FORCE_SYNC);
+            self.open.store(self.files.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// How many files callers have open.
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Whether no caller has one open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Gives this process a user namespace, in which it may mount. Its user and group stay.
+fn enter_user_namespace() -> Result<(), Errno> {
+    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    let write = |file: &str, text: String| {
+        std::fs::write(format!("/proc/self/{file}"), text)
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EPERM)))
+    };
+    write("uid_map", format!("{uid} {uid} 1"))?;
+    write("setgroups", "deny".into())?;
+    write("gid_map", format!("{gid} {gid} 1"))
+}
