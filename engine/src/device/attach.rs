@@ -126,6 +126,7 @@ fn attach(bound: &Use<Bound>, pasid: u32, hwpt: &Hwpt) -> Result<(), Errno> {
     }
     attachment.devices.push(bound.object().clone());
     group.set_attachment(pasid, Some(attachment));
+    bound.object().point_port(pasid, Some(hwpt));
     Ok(())
 }
 
@@ -162,6 +163,7 @@ fn replace(context: &Context, bound: &Use<Bound>, pasid: u32, hwpt: &Hwpt) -> Re
     let moved = Attachment { hwpt: hwpt.clone(), devices: attachment.devices.clone() };
     drop(group.set_attachment(pasid, Some(moved)));
     for device in &attachment.devices {
+        device.point_port(pasid, Some(hwpt));
         forget_faults(device, old, pasid);
     }
     attachment.hwpt.put(context);
@@ -190,7 +192,7 @@ fn set_all(attachment: &Attachment, pasid: u32, hwpt: &Hwpt) -> Result<(), Errno
 }
 
 /// Detaches a PASID of `bound`, if it is attached.
-pub(super) fn detach(context: &Context, bound: &Bound, pasid: u32) {
+pub(super) fn detach(context: &Context, bound: &Use<Bound>, pasid: u32) {
     let group = bound.device().group();
     let Some(mut attachment) = group.attachment(pasid).filter(|a| a.has(bound)) else { return };
     attachment.devices.retain(|device| device.id() != bound.id());
@@ -202,6 +204,7 @@ pub(super) fn detach(context: &Context, bound: &Bound, pasid: u32) {
     if let Err(error) = bound.device().set_domain(pasid, change) {
         tracing::warn!(device = bound.device().name(), pasid, %error, "detach failed");
     }
+    bound.object().point_port(pasid, None);
     forget_faults(bound, &hwpt, pasid);
     if pasid == NO_PASID {
         hwpt.ioas().unreserve(bound.reserver);

@@ -1,6 +1,7 @@
 //! Devices bound to a context by external drivers.
 
 mod attach;
+mod dma;
 pub(crate) mod hw_info;
 
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use crate::memory::Pin;
 
 /// Slots of each array; powers of two.
 const PAGES: usize = 256;
-const REGIONS: usize = 32;
+const REGIONS: usize = 128;
 const PAGE_SHIFT: u32 = 12;
 const REGION_SHIFT: u32 = 21;
 
@@ -38,15 +38,19 @@ impl Slot {
 }
 
 pub(super) struct Iotlb {
-    pages: Box<[Option<Slot>]>,
-    regions: Box<[Option<Slot>]>,
+    pages: Box<[Option<Slot>; PAGES]>,
+    regions: Box<[Option<Slot>; REGIONS]>,
     /// Whether anything was put in since it was last empty.
     used: bool,
 }
 
 impl Default for Iotlb {
     fn default() -> Self {
-        Self { pages: vec![None; PAGES].into(), regions: vec![None; REGIONS].into(), used: false }
+        Self {
+            pages: Box::new([const { None }; PAGES]),
+            regions: Box::new([const { None }; REGIONS]),
+            used: false,
+        }
     }
 }
 

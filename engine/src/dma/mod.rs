@@ -17,6 +17,8 @@
 
 pub mod atomic;
 pub mod fault;
+mod gate;
+mod ioas;
 mod iotlb;
 pub mod port;
 pub mod walk;

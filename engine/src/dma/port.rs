@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::fault::{Fault, Reason, Recovery, Stage};
+use super::gate::Gate;
 use super::iotlb::{Iotlb, Slot};
 use super::walk::{FirstStage, GuestTable, Ports, Walk, WalkFault};
 use crate::domain::{Domain, Prot};
 use crate::memory::{PAGE_SIZE, Pin};
 
 /// Most bytes that are copied before the port's lock is offered to an invalidation.
-pub const SLICE: u64 = 1 << 20;
+pub const SLICE: u64 = 4 << 20;
 
 /// Most bytes that one fill looks ahead.
-const AHEAD: u64 = 2 << 20;
+const AHEAD: u64 = 4 << 20;
 
 /// Page requests that may wait for their answer: PCIe's 9-bit page request group index.
 const GROUPS: u32 = 512;
@@ -83,7 +84,7 @@ struct Requests {
 /// One requester. See the [module](super).
 #[derive(Default)]
 pub struct Port {
-    state: Mutex<State>,
+    state: Gate<State>,
     requests: Mutex<Requests>,
     answered: Condvar,
 }

@@ -48,6 +48,11 @@ impl HwptPaging {
         &self.ioas
     }
 
+    /// The IOAS, for who keeps it.
+    pub(crate) fn ioas_use(&self) -> &Use<Ioas> {
+        &self.ioas
+    }
+
     pub(super) fn driver(&self) -> &'static str {
         self.driver
     }
