@@ -1,4 +1,4 @@
-//! vIOMMUs of the mock IOMMU: a page to map, device caches to invalidate, queues that do nothing.
+//! vIOMMUs of the mock IOMMU: two pages to map, device caches to invalidate, queues that do nothing.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ impl MockViommu {
         inject::site("mock: viommu")?;
         if let Some(user) = data {
             let mut data: iommu_viommu_selftest = user.read(TYPE, DATA_LEAST)?;
-            let page = MmapMemory::new(PAGE_SIZE)?;
+            let page = MmapMemory::new(2 * PAGE_SIZE)?;
             page.write(0, &data.in_data.to_ne_bytes())?;
             data.out_data = data.in_data;
             data.out_mmap_length = page.length();
