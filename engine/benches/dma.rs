@@ -152,7 +152,7 @@ fn main() {
             for i in 0..times {
                 // SAFETY: inside of the mapping; other threads do not touch it.
                 unsafe {
-                    pin.bytes(black_box(at(i))).copy_to(black_box(&mut line).as_mut_ptr(), 64)
+                    pin.bytes(black_box(at(i))).copy_to(black_box(&mut line).as_mut_ptr(), 64);
                 };
             }
         },
@@ -209,7 +209,7 @@ fn main() {
                 for at in (0..LENGTH).step_by(piece) {
                     // SAFETY: inside of the mapping.
                     unsafe {
-                        pin.bytes(at as u64).copy_to(black_box(&mut other).as_mut_ptr(), piece)
+                        pin.bytes(at as u64).copy_to(black_box(&mut other).as_mut_ptr(), piece);
                     };
                 }
             },

@@ -10,6 +10,7 @@ use crate::ioas::Ioas;
 use crate::iopt::AccessUser;
 use crate::iopt::access::AccessId;
 use crate::object::{Kind, Object, Use};
+use crate::pages::Transfer;
 use crate::{Context, Errno};
 
 /// What the owner of an access answers for.
@@ -161,26 +162,35 @@ impl Access {
     /// was not made to pin; `EOVERFLOW`; `ENOENT` when it is not attached or something is not
     /// mapped; `EPERM` when it asks to `write` what is mapped read-only; `ENOMEM`.
     pub fn pin(&self, iova: u64, length: u64, write: bool) -> Result<PinnedPages, Errno> {
-        let _ = (iova, length, write);
-        Err(Errno::ENOSYS)
+        if !self.pins() {
+            return Err(Errno::EINVAL);
+        }
+        let runs = self.attached()?.ioas.pin_pages(iova, length, write)?;
+        Ok(PinnedPages { frames: runs.iter().map(|run| (run.first, run.count)).collect() })
     }
 
     /// Undoes one [`Access::pin`] of exactly this range.
     pub fn unpin(&self, iova: u64, length: u64) {
-        let _ = (iova, length);
+        let pinned_in = self.object().state.lock().pinned_in.clone();
+        if let Some(pinned_in) = pinned_in {
+            pinned_in.ioas.unpin_pages(iova, length);
+        }
     }
 
     /// Copies from `iova`. `EINVAL` for no length, `EOVERFLOW`, `ENOENT` when something is not
     /// mapped, `EPERM`, `EFAULT`, `ENOMEM`.
     pub fn read(&self, iova: u64, into: &mut [u8]) -> Result<(), Errno> {
-        let _ = (iova, into);
-        Err(Errno::ENOSYS)
+        self.attached()?.ioas.copy_at(iova, Transfer::Read(into))
     }
 
     /// Copies to `iova`. Errors as [`Access::read`]'s.
     pub fn write(&self, iova: u64, from: &[u8]) -> Result<(), Errno> {
-        let _ = (iova, from);
-        Err(Errno::ENOSYS)
+        self.attached()?.ioas.copy_at(iova, Transfer::Write(from))
+    }
+
+    /// Where it can pin and copy. `ENOENT` when it is attached to nothing.
+    fn attached(&self) -> Result<Attached, Errno> {
+        self.object().state.lock().attached.clone().ok_or(Errno::ENOENT)
     }
 
     fn object(&self) -> &Use<AccessObject> {

@@ -173,6 +173,7 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         if !std::thread::panicking() {
+            self.caller.close_all();
             assert_eq!(self.context.close(), 0, "objects that would not go");
             assert!(self.context.objects().is_empty());
         }
@@ -370,12 +371,12 @@ fn a_page_fault_goes_to_the_queue_and_back() {
         perm: IOMMU_PGFAULT_PERM_WRITE,
         addr: 0xdead_b000,
     };
-    let empty = bench.caller.read(queue.out_fault_fd, 4096);
+    let empty = bench.caller.read(queue.out_fault_fd, 40);
     bench.test(0, &fault).unwrap();
-    assert_eq!(bench.caller.read(queue.out_fault_fd, 4096), empty, "nobody is attached");
+    assert_eq!(bench.caller.read(queue.out_fault_fd, 40), empty, "nobody is attached");
     bench.replace(device, nested).unwrap();
     bench.test(0, &fault).unwrap();
-    let read = bench.caller.read(queue.out_fault_fd, 4096).unwrap();
+    let read = bench.caller.read(queue.out_fault_fd, 40).unwrap();
     let read = iommu_hwpt_pgfault::read_from_bytes(&read).unwrap();
     assert_eq!((read.dev_id, read.pasid, read.grpid), (device.idev, 1, 2));
     assert_eq!((read.addr, read.perm), (0xdead_b000, IOMMU_PGFAULT_PERM_WRITE));

@@ -18,7 +18,6 @@
 pub mod atomic;
 pub mod fault;
 mod gate;
-mod ioas;
 mod iotlb;
 pub mod port;
 pub mod walk;

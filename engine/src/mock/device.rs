@@ -211,7 +211,7 @@ impl IommuDevice for MockDevice {
     }
 
     fn open_port(&self, pasid: u32) -> Option<Arc<Port>> {
-        Some(self.ports.lock().entry(pasid).or_insert_with(Port::new).clone())
+        Some(self.ports.lock().entry(pasid).or_default().clone())
     }
 
     fn supports_viommu(&self, viommu_type: u32) -> bool {

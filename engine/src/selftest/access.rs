@@ -7,7 +7,7 @@ use ioctl_abi::selftest::{
 };
 
 use super::access_file::AccessFile;
-use super::checks::frame;
+use super::checks::frames;
 use crate::call::Call;
 use crate::kapi::PinnedPages;
 use crate::memory::{AddressSpace, PAGE_SIZE};
@@ -53,14 +53,11 @@ pub(super) fn pin(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), E
 
 /// Whether `pages` are those of the caller from `address` on. `EBADE`, `EFAULT`.
 fn same_pages(memory: &dyn AddressSpace, address: u64, pages: &PinnedPages) -> Result<(), Errno> {
-    let expected = pages.frames.iter().flat_map(|&(first, count)| first..first + count);
-    for (page, expected) in (0..).zip(expected) {
-        let at = address.checked_add(page * PAGE_SIZE).ok_or(Errno::EFAULT)?;
-        if frame(memory, at)? != expected {
-            return Err(Errno::EBADE);
-        }
-    }
-    Ok(())
+    let mut pinned = pages.frames.iter().flat_map(|&(first, count)| first..first + count);
+    let count = pages.frames.iter().map(|&(_, count)| count).sum();
+    frames(memory, address, count, |frame| {
+        if pinned.next() == Some(frame) { Ok(()) } else { Err(Errno::EBADE) }
+    })
 }
 
 /// `IOMMU_TEST_OP_DESTROY_ACCESS_PAGES`. `ENOENT` for what is not pinned (any more).
@@ -95,7 +92,11 @@ pub(super) fn copy(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), 
         call.memory.read(body.uptr, buffer)?;
     }
     if body.flags & MOCK_ACCESS_RW_SLOW_PATH == 0 || body.length == 0 {
-        if write { access.write(body.iova, buffer)? } else { access.read(body.iova, buffer)? }
+        if write {
+            access.write(body.iova, buffer)?;
+        } else {
+            access.read(body.iova, buffer)?;
+        }
     } else {
         // Page by page.
         let mut done = 0;
@@ -104,9 +105,9 @@ pub(super) fn copy(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), 
             let piece = (PAGE_SIZE - at % PAGE_SIZE).min((length - done) as u64) as usize;
             let part = &mut buffer[done..done + piece];
             if write {
-                access.write(at, part)?
+                access.write(at, part)?;
             } else {
-                access.read(at, part)?
+                access.read(at, part)?;
             }
             done += piece;
         }

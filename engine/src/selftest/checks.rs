@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ioctl_abi::selftest::{
     MOCK_PAGE_SIZE, iommu_test_check_dev_cache, iommu_test_check_iotlb, iommu_test_check_map,
-    iommu_test_cmd,
+    iommu_test_check_refs, iommu_test_cmd,
 };
 
 use crate::call::Call;
@@ -22,12 +22,33 @@ pub(super) fn paging_domain(call: &Call<'_>, id: u32) -> Result<Arc<dyn PagingDo
     }
 }
 
-/// The frame of the caller's page at the page-aligned `address`. `EFAULT`.
-pub(super) fn frame(memory: &dyn AddressSpace, address: u64) -> Result<u64, Errno> {
-    let pin = memory.pin(address, 1, false).map_err(|_| Errno::EFAULT)?;
-    let mut frame = None;
-    pin.frames(0..1, &mut |pfn, _| frame = Some(pfn));
-    frame.ok_or(Errno::EFAULT)
+/// Pages that are looked at together.
+const BATCH: u64 = 4096;
+
+/// The frames of the caller's `pages` pages from the page-aligned `address`, one by one, until
+/// `each` answers an error. `EFAULT`.
+pub(super) fn frames(
+    memory: &dyn AddressSpace,
+    address: u64,
+    pages: u64,
+    mut each: impl FnMut(u64) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    for first in (0..pages).step_by(BATCH as usize) {
+        let count = BATCH.min(pages - first);
+        let at = address.checked_add(first * PAGE_SIZE).ok_or(Errno::EFAULT)?;
+        let pin = memory.pin(at, count, false).map_err(|_| Errno::EFAULT)?;
+        let mut result = Ok(());
+        pin.frames(0..count, &mut |pfn, run| {
+            for frame in pfn..pfn + run {
+                if result.is_ok() {
+                    result = each(frame);
+                }
+            }
+        });
+        pin.release(0..count);
+        result?;
+    }
+    Ok(())
 }
 
 /// `IOMMU_TEST_OP_MD_CHECK_MAP`: the IOPTEs lead to the caller's pages. `EINVAL` when one does not.
@@ -39,20 +60,41 @@ pub(super) fn map(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), E
         return Err(Errno::EINVAL);
     }
     let domain = paging_domain(call, command.id)?;
-    let mut page = None;
-    for offset in (0..body.length).step_by(MOCK_PAGE_SIZE as usize) {
-        let address = body.uptr + offset;
-        let in_page = address % PAGE_SIZE;
-        let frame = match page {
-            Some((base, frame)) if base == address - in_page => frame,
-            _ => frame(&*call.memory, address - in_page)?,
-        };
-        page = Some((address - in_page, frame));
-        if domain.translate(body.iova + offset) != Some(frame * PAGE_SIZE + in_page) {
-            return Err(Errno::EINVAL);
-        }
+    if body.length == 0 {
+        return Ok(());
     }
-    Ok(())
+    let in_page = body.uptr % PAGE_SIZE;
+    let pages = (in_page + body.length).div_ceil(PAGE_SIZE);
+    let mut offset = 0;
+    frames(&*call.memory, body.uptr - in_page, pages, |frame| {
+        let mut byte = (body.uptr + offset) % PAGE_SIZE;
+        while byte < PAGE_SIZE && offset < body.length {
+            if domain.translate(body.iova + offset) != Some(frame * PAGE_SIZE + byte) {
+                return Err(Errno::EINVAL);
+            }
+            byte += MOCK_PAGE_SIZE;
+            offset += MOCK_PAGE_SIZE;
+        }
+        Ok(())
+    })
+}
+
+/// `IOMMU_TEST_OP_MD_CHECK_REFS`: iommufd pins each page as often as the caller says. `EIO` when
+/// it does not.
+pub(super) fn refs(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), Errno> {
+    let body: iommu_test_check_refs = command.body();
+    let pages = |value: u64| value.is_multiple_of(PAGE_SIZE);
+    if !pages(body.length) || !pages(body.uptr) || body.uptr.checked_add(body.length).is_none() {
+        return Err(Errno::EINVAL);
+    }
+    let mut pinned = Vec::new();
+    for context in call.context.engine().contexts() {
+        context.each_pinned(&mut |pfn, count| pinned.push(pfn..pfn + count));
+    }
+    frames(&*call.memory, body.uptr, body.length / PAGE_SIZE, |frame| {
+        let refs = pinned.iter().filter(|run| run.contains(&frame)).count();
+        if refs == body.refs as usize { Ok(()) } else { Err(Errno::EIO) }
+    })
 }
 
 /// `IOMMU_TEST_OP_MD_CHECK_IOTLB`: an IOTLB entry of a nested HWPT. `EINVAL` when it holds

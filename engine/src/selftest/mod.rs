@@ -9,6 +9,7 @@ mod access_file;
 mod checks;
 mod device;
 mod dirty;
+mod dmabuf;
 mod events;
 mod limits;
 mod pasid;
@@ -28,6 +29,7 @@ pub(crate) fn run(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), E
         IOMMU_TEST_OP_MOCK_DOMAIN_FLAGS => device::make_with_flags,
         IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE => device::replace,
         IOMMU_TEST_OP_MD_CHECK_MAP => checks::map,
+        IOMMU_TEST_OP_MD_CHECK_REFS => checks::refs,
         IOMMU_TEST_OP_MD_CHECK_IOTLB => checks::iotlb,
         IOMMU_TEST_OP_DEV_CHECK_CACHE => checks::device_cache,
         IOMMU_TEST_OP_CREATE_ACCESS => access_file::create,
@@ -43,6 +45,8 @@ pub(crate) fn run(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), E
         IOMMU_TEST_OP_PASID_REPLACE => pasid::replace,
         IOMMU_TEST_OP_PASID_DETACH => pasid::detach,
         IOMMU_TEST_OP_PASID_CHECK_HWPT => pasid::check,
+        IOMMU_TEST_OP_DMABUF_GET => dmabuf::get,
+        IOMMU_TEST_OP_DMABUF_REVOKE => dmabuf::revoke,
         _ => return Err(Errno::EOPNOTSUPP),
     };
     operation(call, command)

@@ -76,6 +76,12 @@ impl TestCaller {
         file.expect("an open descriptor").release();
     }
 
+    /// Closes all descriptors, as an exit does.
+    pub fn close_all(&self) {
+        let files = std::mem::take(&mut *self.files.lock().unwrap());
+        files.into_iter().flatten().for_each(|file| file.release());
+    }
+
     /// Reads up to `room` bytes from a descriptor.
     pub fn read(&self, fd: u32, room: usize) -> Result<Vec<u8>, Errno> {
         let mut buffer = Buffer { room, bytes: Vec::new() };
