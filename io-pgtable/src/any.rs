@@ -46,6 +46,10 @@ pub trait AnyTable: Send + Sync {
         clear: bool,
         sink: &mut dyn FnMut(u64, u64),
     ) -> Result<(), Error>;
+    /// See [`Table::cut`].
+    fn cut(&mut self, at: u64) -> Result<bool, Error>;
+    /// See [`Table::merge`].
+    fn merge(&mut self, iova: u64, len: u64, page_sizes: u64) -> Result<usize, Error>;
     /// See [`Table::barrier`].
     fn barrier(&mut self) -> Barrier;
     /// See [`Table::passed`].
@@ -120,6 +124,14 @@ impl<F: Format, M: Memory + 'static> AnyTable for Table<F, M> {
         sink: &mut dyn FnMut(u64, u64),
     ) -> Result<(), Error> {
         self.read_dirty(iova, len, clear, sink)
+    }
+
+    fn cut(&mut self, at: u64) -> Result<bool, Error> {
+        self.cut(at)
+    }
+
+    fn merge(&mut self, iova: u64, len: u64, page_sizes: u64) -> Result<usize, Error> {
+        self.merge(iova, len, page_sizes)
     }
 
     fn barrier(&mut self) -> Barrier {

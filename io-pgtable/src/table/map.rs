@@ -11,16 +11,16 @@ use crate::{Config, Error, Format, Kind, Memory, Prot};
 use core::sync::atomic::{Ordering::*, fence};
 
 /// A map under way.
-struct Mapper<'a, F: Format, M: Memory> {
-    shared: &'a Shared<F, M>,
-    retired: &'a mut Retired,
+pub(super) struct Mapper<'a, F: Format, M: Memory> {
+    pub(super) shared: &'a Shared<F, M>,
+    pub(super) retired: &'a mut Retired,
     /// The next IOVA, its physical address, and the bytes that are left.
-    iova: u64,
-    pa: u64,
-    left: u64,
+    pub(super) iova: u64,
+    pub(super) pa: u64,
+    pub(super) left: u64,
     /// Sizes that pages may have; bit n: 2^n bytes.
-    sizes: u64,
-    attrs: u64,
+    pub(super) sizes: u64,
+    pub(super) attrs: u64,
 }
 
 impl<F: Format, M: Memory> Table<F, M> {
@@ -147,7 +147,7 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
 
     /// Writes what belongs into `tab`, until it or the range ends. A `FRESH` table is not linked yet and
     /// has any contents; it is complete on return, also when that is an error.
-    fn fill<const FRESH: bool>(&mut self, level: u8, tab: Tab<'_>) -> Result<(), Error> {
+    pub(super) fn fill<const FRESH: bool>(&mut self, level: u8, tab: Tab<'_>) -> Result<(), Error> {
         let shift = F::shift(level);
         let span = shift + tab.lg2();
         let absent = F::absent(level);
@@ -308,12 +308,8 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
         }
         let left = self.left;
         let made = self.shared.alloc(F::index_lg2(level - 1)).and_then(|(pa, child)| {
-            self.fill::<true>(level - 1, child).map(|()| pa).inspect_err(|_| {
-                self.shared.each_table(level - 1, pa, child, &mut |pa, bytes| {
-                    // SAFETY: the table was never linked, so that nobody but this mapper knows its pages.
-                    unsafe { self.shared.free(pa, bytes) };
-                });
-            })
+            let filled = self.fill::<true>(level - 1, child);
+            filled.map(|()| pa).inspect_err(|_| self.shared.discard(level - 1, pa, child))
         });
         let entry = made.as_ref().map_or(F::absent(level), |pa| F::table(level, *pa));
         if FRESH {

@@ -24,6 +24,7 @@
 mod dirty;
 mod map;
 mod read;
+mod resize;
 mod unmap;
 
 use crate::raw::Tab;
@@ -101,6 +102,14 @@ impl<F: Format, M: Memory> Shared<F, M> {
     unsafe fn free(&self, pa: u64, bytes: usize) {
         // SAFETY: passed through.
         unsafe { self.memory.free(pa, bytes) };
+    }
+
+    /// Frees a table that was never linked, and all below it.
+    fn discard(&self, level: u8, pa: u64, tab: Tab<'_>) {
+        self.each_table(level, pa, tab, &mut |pa, bytes| {
+            // SAFETY: no entry that a reader can reach ever pointed here.
+            unsafe { self.free(pa, bytes) };
+        });
     }
 
     /// Visits every table below and including `tab`, children first.
