@@ -123,6 +123,17 @@ pub trait Format: Send + Sync + 'static {
     /// Whether the entries that make up one larger page each hold their own address (Arm's contiguous
     /// hint) instead of being the same word (AMD v1, Svnapot).
     const OWN_ADDRESS: bool = false;
+    /// All page sizes that it ever has: bit n stands for 2^n bytes.
+    const SIZES: u64;
+    /// An entry with none of these bits is absent, where the format does not say otherwise in
+    /// [`Self::kind`]; like the next three, it serves the functions that are given here.
+    const PRESENT: u64 = 0;
+    /// The bits of an entry that points at a table.
+    const TABLE: u64 = 0;
+    /// The bit that makes an entry above level 0 a leaf.
+    const LARGE: u64 = 0;
+    /// The address field.
+    const ADDRESS: u64 = 0;
     /// The permission fields of a leaf.
     const FIELDS: &'static [Field];
     /// The bit that hardware sets when an entry is used; 0 when the format has none.
@@ -151,7 +162,9 @@ pub trait Format: Send + Sync + 'static {
     }
 
     /// Every page size that leaves of `config` can have: bit n stands for 2^n bytes.
-    fn page_sizes(config: &Config) -> u64;
+    fn page_sizes(config: &Config) -> u64 {
+        Self::SIZES & Config::low(config.iova_bits) & Config::low(config.oa_bits + 1)
+    }
 
     /// What a table of `level` holds where nothing is mapped.
     #[inline]
@@ -160,23 +173,50 @@ pub trait Format: Send + Sync + 'static {
     }
 
     /// The entry of `level` (at least 1) that points at the table of the level below at `pa`.
-    fn table(level: u8, pa: u64) -> u64;
+    #[inline]
+    fn table(_level: u8, pa: u64) -> u64 {
+        Self::TABLE | pa & Self::ADDRESS
+    }
 
     /// What `entry` of a table of `level` is.
-    fn kind(level: u8, entry: u64) -> Kind;
+    #[inline]
+    fn kind(level: u8, entry: u64) -> Kind {
+        if entry & Self::PRESENT == 0 {
+            Kind::Absent
+        } else if level > 0 && entry & Self::LARGE == 0 {
+            Kind::Table
+        } else if Self::SIZES >> Self::shift(level).min(63) & 1 != 0 {
+            Kind::Leaf
+        } else {
+            Kind::Reserved
+        }
+    }
 
     /// The physical address of the table that `entry` points at.
-    fn table_pa(level: u8, entry: u64) -> u64;
+    #[inline]
+    fn table_pa(_level: u8, entry: u64) -> u64 {
+        entry & Self::ADDRESS
+    }
 
     /// The leaf of `level` for the page of 2^`lg2` bytes at `pa`, with the attributes of
     /// [`Self::attrs`]. Where larger pages take several entries, that of the first one.
-    fn leaf(level: u8, lg2: u32, attrs: u64, pa: u64) -> u64;
+    #[inline]
+    fn leaf(level: u8, _lg2: u32, attrs: u64, pa: u64) -> u64 {
+        let large = if level > 0 { Self::LARGE } else { 0 };
+        Self::PRESENT | large | attrs | pa & Self::ADDRESS
+    }
 
     /// log2 of the size of the page that the leaf maps.
-    fn leaf_lg2(level: u8, entry: u64) -> u32;
+    #[inline]
+    fn leaf_lg2(level: u8, _entry: u64) -> u32 {
+        Self::shift(level)
+    }
 
     /// The physical address that the leaf holds; its bits below the page's size have no meaning.
-    fn leaf_pa(level: u8, entry: u64) -> u64;
+    #[inline]
+    fn leaf_pa(_level: u8, entry: u64) -> u64 {
+        entry & Self::ADDRESS
+    }
 
     /// `attrs` for an entry whose use nobody tracks: as if accessed and written already, so that
     /// hardware which cannot update entries does not fault.

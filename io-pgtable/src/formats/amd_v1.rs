@@ -18,8 +18,6 @@ const D: u64 = 1 << 6;
 /// level of the table pointed at.
 const NEXT_LEVEL_SHIFT: u32 = 9;
 const NEXT_LEVEL: u64 = 7 << NEXT_LEVEL_SHIFT;
-/// Page Address or Next Table Address, bits 51:12.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// FC, bit 60: force coherent: the access snoops.
 const FC: u64 = 1 << 60;
 /// IR, bit 61: read permission; a walk takes the AND of all its entries.
@@ -49,6 +47,10 @@ impl<const GRANULE: u32> Format for AmdGranule<GRANULE> {
     const INDEX_LG2: u32 = 9;
     const MAX_LEVELS: u8 = 6;
     const DYNAMIC_TOP: bool = true;
+    // The size is spelt as a zero above ones in the address field, which has 40 bits.
+    const SIZES: u64 = Config::low(40 + GRANULE) & !Config::low(GRANULE);
+    /// Page Address or Next Table Address, bits 51:12.
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     const FIELDS: &'static [Field] =
         &[Field::bit(Prot::READ, IR), Field::bit(Prot::WRITE, IW), Field::bit(Prot::SNOOP, FC)];
     const ACCESSED: u64 = A;
@@ -60,16 +62,9 @@ impl<const GRANULE: u32> Format for AmdGranule<GRANULE> {
         Config { dynamic_top: true, ..config }
     }
 
-    fn page_sizes(config: &Config) -> u64 {
-        // The size is spelt as a zero above ones, in the address field below the top bit of it; a page
-        // is no larger than half of what the table translates, so that it is an entry of some level.
-        let top = config.iova_bits.min(40 + GRANULE).min(config.oa_bits + 1);
-        Config::low(top) & !Config::low(GRANULE)
-    }
-
     #[inline]
     fn table(level: u8, pa: u64) -> u64 {
-        PR | IR | IW | u64::from(level) << NEXT_LEVEL_SHIFT | pa & ADDRESS
+        PR | IR | IW | u64::from(level) << NEXT_LEVEL_SHIFT | pa & Self::ADDRESS
     }
 
     #[inline]
@@ -78,15 +73,14 @@ impl<const GRANULE: u32> Format for AmdGranule<GRANULE> {
             return Kind::Absent;
         }
         match (entry & NEXT_LEVEL) >> NEXT_LEVEL_SHIFT {
-            0 | 7 => Kind::Leaf,
+            0 => Kind::Leaf,
+            // Larger than the level's own size, smaller than the next one's: 8 sizes.
+            7 if Self::leaf_lg2(level, entry).wrapping_sub(Self::shift(level) + 1) < 8 => {
+                Kind::Leaf
+            }
             next if next == u64::from(level) => Kind::Table,
             _ => Kind::Reserved,
         }
-    }
-
-    #[inline]
-    fn table_pa(_level: u8, entry: u64) -> u64 {
-        entry & ADDRESS
     }
 
     #[inline]
@@ -96,7 +90,7 @@ impl<const GRANULE: u32> Format for AmdGranule<GRANULE> {
             return PR | attrs | Self::field(pa);
         }
         // Section 2.2.3, "Next Level 7": the lowest zero bit of the address says the size.
-        let size = Self::field(Config::low(lg2 - 1)) & ADDRESS;
+        let size = Self::field(Config::low(lg2 - 1)) & Self::ADDRESS;
         PR | NEXT_LEVEL | attrs | Self::field(pa) | size
     }
 
@@ -105,11 +99,11 @@ impl<const GRANULE: u32> Format for AmdGranule<GRANULE> {
         if entry & NEXT_LEVEL == 0 {
             return Self::shift(level);
         }
-        ((entry & ADDRESS) >> 12).trailing_ones() + GRANULE + 1
+        ((entry & Self::ADDRESS) >> 12).trailing_ones() + GRANULE + 1
     }
 
     #[inline]
     fn leaf_pa(_level: u8, entry: u64) -> u64 {
-        ((entry & ADDRESS) >> 12) << GRANULE
+        ((entry & Self::ADDRESS) >> 12) << GRANULE
     }
 }

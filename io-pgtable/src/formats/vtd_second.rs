@@ -1,0 +1,50 @@
+//! Intel VT-d second-stage tables.
+//!
+//! Source: Intel Virtualization Technology for Directed I/O, revision 4.1, section 9.8 "Second-Stage
+//! Paging Entries"; 3.7 for the walk, 3.7.2 for accessed and dirty flags. Three to five levels; pages
+//! of 4 KiB, 2 MiB and 1 GiB.
+
+use crate::{Config, Dirty, Field, Format, Prot};
+
+/// R, bit 0: read permission. An entry with neither R nor W is not present (section 3.7.1).
+const R: u64 = 1 << 0;
+/// W, bit 1: write permission.
+const W: u64 = 1 << 1;
+/// PS, bit 7: a page of the level's size (SS-PDE, SS-PDPE).
+const PS: u64 = 1 << 7;
+/// A, bit 8: accessed (section 3.7.2).
+const A: u64 = 1 << 8;
+/// D, bit 9: dirty (section 3.7.2).
+const D: u64 = 1 << 9;
+/// SNP, bit 11: snoop behaviour: accesses to the page are snooped.
+const SNP: u64 = 1 << 11;
+
+/// Intel VT-d second stage.
+#[derive(Debug)]
+pub enum VtdSecond {}
+
+impl Format for VtdSecond {
+    const NAME: &'static str = "vtd_second";
+    const MAX_LEVELS: u8 = 5;
+    const SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
+    const PRESENT: u64 = R | W;
+    /// A walk takes the AND of its entries' permissions, so tables give them all.
+    const TABLE: u64 = R | W;
+    const LARGE: u64 = PS;
+    /// ADDR, bits 51:12; bits above the host address width are reserved.
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    const FIELDS: &'static [Field] = &[
+        Field {
+            care: Prot::READ.union(Prot::WRITE),
+            mask: R | W,
+            values: &[(Prot::READ, R), (Prot::WRITE, W), (Prot::READ.union(Prot::WRITE), R | W)],
+        },
+        Field::bit(Prot::SNOOP, SNP),
+    ];
+    const ACCESSED: u64 = A;
+    const DIRTY: Dirty = Dirty::bit(D);
+
+    fn config() -> Config {
+        Config::new(48, 4, 52)
+    }
+}
