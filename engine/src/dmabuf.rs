@@ -31,8 +31,8 @@ struct State {
 impl Dmabuf {
     /// `length` bytes of a device, in one piece, at physical addresses that no memory has.
     pub fn new(length: u64) -> Arc<Self> {
-        /// Above all memory: bit 51 is the highest of a physical address in the uAPI's formats.
-        static NEXT: AtomicU64 = AtomicU64::new(1 << 51);
+        /// Above all memory, and within the 51 bits of a physical address that the mock IOMMU has.
+        static NEXT: AtomicU64 = AtomicU64::new(1 << 50);
         let pages = length.div_ceil(PAGE_SIZE).max(1);
         let physical = NEXT.fetch_add(pages * PAGE_SIZE, Ordering::Relaxed);
         Arc::new(Self { length, physical, state: Mutex::default() })
