@@ -118,6 +118,12 @@ pub(crate) fn effective_capability(tid: u32, capability: u32) -> Result<bool, Er
     Ok(word.effective & (1 << (capability % 32)) != 0)
 }
 
+/// Whether anyone started from here can have `capability` at all. A container's root often cannot.
+pub(crate) fn obtainable(capability: u32) -> bool {
+    // SAFETY: takes a number and reads this thread's bounding set.
+    unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(capability), 0, 0, 0) == 1 }
+}
+
 /// The soft `RLIMIT_MEMLOCK` of `pid` in bytes, `u64::MAX` for none.
 pub(crate) fn memlock_limit(pid: u32) -> Result<u64, Errno> {
     let pid = libc::pid_t::try_from(pid).map_err(|_| Errno::ESRCH)?;

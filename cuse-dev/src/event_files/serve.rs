@@ -84,11 +84,8 @@ impl Wake for Notice {
 impl Files {
     pub(super) fn new(channel: Arc<Channel>) -> Result<Arc<Self>, Errno> {
         let (wakes, woken) = unbounded();
-        let files = Arc::new(Self {
-            table: RwLock::default(),
-            next: AtomicU64::new(ROOT + 1),
-            wakes,
-        });
+        let files =
+            Arc::new(Self { table: RwLock::default(), next: AtomicU64::new(ROOT + 1), wakes });
         std::thread::Builder::new()
             .name("event-wakes".into())
             .spawn(move || pass_on(&woken, &channel))
