@@ -2,6 +2,7 @@
 
 pub mod caller;
 pub mod event_files;
+pub mod inject;
 pub mod memory;
 pub mod run;
 pub mod wire;

@@ -1,0 +1,64 @@
+//! How a system call is set up in a stopped thread on x86-64.
+
+use engine::Errno;
+
+/// The registers of a stopped thread.
+pub(super) type Registers = libc::user_regs_struct;
+
+/// The `syscall` instruction.
+pub(super) const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+/// 64-bit code: the selector of user code.
+const USER_CS: u64 = 0x33;
+
+/// Bytes below the stack pointer that the thread may be using (the ABI's red zone, and space for
+/// what a signal frame aligns).
+const RED_ZONE: u64 = 128 + 64;
+
+/// Whether the thread runs 64-bit code; calls of 32-bit code are numbered differently.
+pub(super) fn native(registers: &Registers) -> bool {
+    registers.cs == USER_CS
+}
+
+/// Where the instruction is that the thread just executed, if it was a system call.
+pub(super) fn last_instruction(registers: &Registers) -> u64 {
+    registers.rip.wrapping_sub(SYSCALL.len() as u64)
+}
+
+/// Free stack below what the thread uses.
+pub(super) fn scratch(registers: &Registers, bytes: u64) -> u64 {
+    registers.rsp.wrapping_sub(RED_ZONE + bytes) & !63
+}
+
+/// `registers` such that the thread executes the `syscall` instruction at `at`.
+pub(super) fn call(registers: &Registers, at: u64, number: i64, arguments: [u64; 6]) -> Registers {
+    let [rdi, rsi, rdx, r10, r8, r9] = arguments;
+    Registers {
+        rip: at,
+        rax: number as u64,
+        // Nothing to restart.
+        orig_rax: u64::MAX,
+        rdi,
+        rsi,
+        rdx,
+        r10,
+        r8,
+        r9,
+        ..*registers
+    }
+}
+
+/// `registers` such that the thread's pending system call has the result `result`.
+pub(super) fn answered(registers: &Registers, result: i64) -> Registers {
+    Registers { rax: result as u64, orig_rax: u64::MAX, ..*registers }
+}
+
+/// What the system call returned.
+pub(super) fn result(registers: &Registers) -> Result<u64, Errno> {
+    let value = registers.rax as i64;
+    if (-4095..0).contains(&value) {
+        Err(Errno::from_raw(-value as i32))
+    } else {
+        Ok(registers.rax)
+    }
+}
