@@ -85,6 +85,7 @@ static TABLE: &[Row] = rows! {
     locked ViommuAlloc => crate::viommu::alloc;
     locked VdeviceAlloc => crate::viommu::vdevice::alloc;
     locked VeventqAlloc => crate::viommu::veventq::alloc;
+    locked HwQueueAlloc => crate::viommu::hw_queue::alloc;
     unlocked Test => crate::selftest::run;
 };
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::caller::{FREE, TestCaller};
 use common::iommu::{Payload, TYPE, TinyDevice};
-use engine::driver::{Fault, IommuDevice, NO_PASID, ResponseCode};
+use engine::driver::{Fault, IommuDevice, NO_PASID, ReservedKind, ReservedRegion, ResponseCode};
 use engine::kapi::{self, Device, Lifetime};
 use engine::{Context, Engine, Errno, Node};
 use ioctl_abi::iommufd::*;
@@ -129,6 +129,39 @@ fn a_group_has_one_owner_and_one_hwpt() {
     assert_eq!(bench.destroy(hwpts[1]), Ok(0));
     assert_eq!(a.replace(NO_PASID, bench.ioas), Ok(b.attached(NO_PASID).unwrap()));
     assert_eq!(bench.destroy(hwpts[0]), Ok(0));
+}
+
+#[test]
+fn reserved_regions_stay_free_while_a_device_is_there() {
+    let bench = Bench::new();
+    let region = |range, kind| ReservedRegion { range, kind };
+    let device = Arc::new(TinyDevice {
+        reserved: vec![
+            region(0x1000..=0x1fff, ReservedKind::Msi),
+            region(0x8000..=0x8fff, ReservedKind::DirectRelaxable),
+        ],
+        ..TinyDevice::new("a")
+    });
+    let device = bench.bind(&device);
+    device.attach(NO_PASID, bench.ioas).unwrap();
+    assert_eq!(ranges(&bench)[..2], [(0, 0xfff), (0x2000, (1 << 40) - 1)]);
+    let other = new_ioas(&bench.caller, &bench.context);
+    device.replace(NO_PASID, other).unwrap();
+    assert_eq!(ranges(&bench), [(0, u64::MAX)]);
+}
+
+fn ranges(bench: &Bench) -> Vec<(u64, u64)> {
+    let command = iommu_ioas_iova_ranges {
+        size: size_of::<iommu_ioas_iova_ranges>() as u32,
+        ioas_id: bench.ioas,
+        num_iovas: 8,
+        allowed_iovas: FREE,
+        ..Default::default()
+    };
+    let (answer, result) = bench.caller.ioctl(&bench.context, IOMMU_IOAS_IOVA_RANGES, command);
+    result.unwrap();
+    let range = |n: u32| bench.caller.get::<[u64; 2]>(FREE + u64::from(n) * 16).into();
+    (0..answer.num_iovas).map(range).collect()
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::caller::{FREE, TestCaller};
+use common::caller::{BASE, FREE, GAP, TestCaller};
 use common::iommu::{Payload, TYPE, TinyDevice};
 use engine::file::PollEvents;
 use engine::kapi::{Device, Lifetime};
@@ -16,6 +16,7 @@ struct Bench {
     caller: TestCaller,
     context: Arc<Context>,
     device: Option<Device>,
+    ioas: u32,
     parent: u32,
     viommu: u32,
 }
@@ -36,7 +37,7 @@ impl Bench {
             ..Default::default()
         };
         let parent = caller.ioctl(&context, IOMMU_HWPT_ALLOC, command).0.out_hwpt_id;
-        let mut bench = Self { caller, context, device: Some(device), parent, viommu: 0 };
+        let mut bench = Self { caller, context, device: Some(device), ioas, parent, viommu: 0 };
         bench.viommu = bench.viommu(TYPE, 0).unwrap();
         bench
     }
@@ -81,6 +82,38 @@ impl Bench {
         };
         let (answer, result) = self.caller.ioctl(&self.context, IOMMU_VEVENTQ_ALLOC, command);
         result.map(|_| answer)
+    }
+
+    fn map(&self, user_va: u64, length: u64, iova: u64) {
+        let command = iommu_ioas_map {
+            size: size_of::<iommu_ioas_map>() as u32,
+            flags: IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE,
+            ioas_id: self.ioas,
+            user_va,
+            length,
+            iova,
+            ..Default::default()
+        };
+        self.caller.ioctl(&self.context, IOMMU_IOAS_MAP, command).1.unwrap();
+    }
+
+    fn unmap(&self, iova: u64, length: u64) -> Result<i64, Errno> {
+        let command = iommu_ioas_unmap { size: 24, ioas_id: self.ioas, iova, length };
+        self.caller.ioctl(&self.context, IOMMU_IOAS_UNMAP, command).1
+    }
+
+    fn hw_queue(&self, queue_type: u32, index: u32, iova: u64, length: u64) -> Result<u32, Errno> {
+        let command = iommu_hw_queue_alloc {
+            size: size_of::<iommu_hw_queue_alloc>() as u32,
+            viommu_id: self.viommu,
+            r#type: queue_type,
+            index,
+            nesting_parent_iova: iova,
+            length,
+            ..Default::default()
+        };
+        let (answer, result) = self.caller.ioctl(&self.context, IOMMU_HW_QUEUE_ALLOC, command);
+        result.map(|_| answer.out_hw_queue_id)
     }
 
     fn destroy(&self, id: u32) -> Result<i64, Errno> {
@@ -215,4 +248,54 @@ fn a_region_is_mapped_whole_or_not_at_all() {
     drop(mapping);
     assert_eq!(bench.destroy(viommu), Ok(0));
     assert_eq!(map(offset, 8192).err(), Some(Errno::ENXIO));
+}
+
+#[test]
+fn a_hardware_queue_owns_its_memory() {
+    let bench = Bench::new();
+    let gap = BASE + GAP * 4096;
+    assert_eq!(bench.hw_queue(0, 0, 0x1000, 4096), Err(Errno::EOPNOTSUPP));
+    assert_eq!(bench.hw_queue(TYPE + 1, 0, 0x1000, 4096), Err(Errno::EOPNOTSUPP));
+    assert_eq!(bench.hw_queue(TYPE, 0, 0x1000, 0), Err(Errno::EINVAL));
+    assert_eq!(bench.hw_queue(TYPE, 0, u64::MAX, 4096), Err(Errno::EOVERFLOW));
+    let objects = bench.context.objects().len();
+    assert_eq!(bench.hw_queue(TYPE, 0, 0x1000, 4096), Err(Errno::ENOENT));
+    bench.map(gap - 4096, 8192, 0x1000);
+    bench.map(gap + 4096, 4096, 0x3000);
+    assert_eq!(bench.hw_queue(TYPE, 0, 0x1000, 8192), Err(Errno::EFAULT));
+    assert_eq!(bench.context.objects().len(), objects);
+    let first = bench.hw_queue(TYPE, 0, 0x1000, 4096).unwrap();
+    assert_eq!(bench.context.objects().len(), objects + 2);
+    assert_eq!(bench.destroy(first + 1), Err(Errno::EBUSY));
+    // Two areas, and a start inside of a page.
+    let second = bench.hw_queue(TYPE, 1, 0x2800, 0x1000).unwrap();
+    assert_eq!(bench.destroy(first), Err(Errno::EBUSY));
+    assert_eq!(bench.destroy(bench.viommu), Err(Errno::EBUSY));
+    assert_eq!(bench.unmap(0x1000, 8192), Err(Errno::EBUSY));
+    assert_eq!(bench.destroy(second), Ok(0));
+    assert_eq!(bench.unmap(0x3000, 4096), Ok(0));
+    assert_eq!(bench.destroy(first), Ok(0));
+    assert_eq!(bench.unmap(0x1000, 8192), Ok(0));
+    assert_eq!(bench.context.objects().len(), objects);
+}
+
+#[test]
+fn every_fault_site_of_a_hardware_queue_leaves_nothing_behind() {
+    let bench = Bench::new();
+    bench.map(FREE, 4096, 0x1000);
+    let objects = bench.context.objects().len();
+    let mut sites = 0;
+    for nth in 1.. {
+        let alloc = || bench.hw_queue(TYPE, 0, 0x1000, 4096);
+        let (result, left) = engine::inject::with_fail_nth(nth, alloc);
+        if left.fired.is_none() {
+            bench.destroy(result.unwrap()).unwrap();
+            break;
+        }
+        assert_eq!(result, Err(Errno::ENOMEM), "{:?}", left.fired);
+        assert_eq!(bench.context.objects().len(), objects);
+        sites += 1;
+    }
+    assert!(sites > 5);
+    assert_eq!(bench.unmap(0x1000, 4096), Ok(0));
 }

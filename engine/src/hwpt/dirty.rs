@@ -56,6 +56,10 @@ pub(crate) fn get(call: &Call<'_>, command: &mut iommu_hwpt_get_dirty_bitmap) ->
     }
     let range = check(command, hwpt.ioas().iova_alignment())?;
     inject::site("dirty: bitmap")?;
+    let length = range.end().wrapping_sub(*range.start()).wrapping_add(1);
+    if !hwpt.ioas().maps_all(*range.start(), length) {
+        return Err(Errno::EINVAL);
+    }
     let clear = command.flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR == 0;
     let bitmap = Bitmap {
         memory: &*call.memory,

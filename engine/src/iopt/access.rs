@@ -13,7 +13,7 @@ use crate::ioas::Ioas;
 use crate::memory::PAGE_SIZE;
 use crate::pages::Transfer;
 
-use super::{Owner, Part};
+use super::{Area, Owner, Part};
 
 /// The other end of an access.
 pub trait AccessUser: Send + Sync {
@@ -144,6 +144,24 @@ impl Ioas {
                 area.accesses -= 1;
             }
         }
+    }
+
+    /// Keeps what [`Ioas::pin_pages`] pinned from being unmapped, until [`Ioas::unlock_areas`].
+    pub(crate) fn lock_areas(&self, iova: u64, length: u64) {
+        self.each_area_in(iova, length, |area| area.locks += 1);
+    }
+
+    /// Undoes one [`Ioas::lock_areas`] of exactly this range.
+    pub(crate) fn unlock_areas(&self, iova: u64, length: u64) {
+        self.each_area_in(iova, length, |area| area.locks -= 1);
+    }
+
+    fn each_area_in(&self, iova: u64, length: u64, mut each: impl FnMut(&mut Area)) {
+        let Ok(range) = range(iova, length) else { return };
+        let mut state = self.lock();
+        let parts = state.contiguous(&range).unwrap_or_default();
+        let starts: Vec<u64> = parts.iter().map(|part| part.start).collect();
+        starts.iter().for_each(|start| state.areas.get_mut(start).into_iter().for_each(&mut each));
     }
 
     /// Copies at `iova`. `EINVAL` for no length, `EBUSY` for what is being unmapped, `EOVERFLOW`,

@@ -18,6 +18,8 @@ pub(crate) struct Area {
     pub(super) prot: Prot,
     /// Pins that accesses have in it.
     pub(super) accesses: u32,
+    /// Hardware queues in it: it can't be unmapped.
+    pub(super) locks: u32,
     /// The domains map it, and its pages are pinned for them.
     pub(super) filled: bool,
     /// It is being unmapped: no new pins.

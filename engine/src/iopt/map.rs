@@ -62,7 +62,8 @@ impl Ioas {
     }
 
     /// Unmaps all areas in `range` and answers their bytes. `ENOENT` at an area that is only partly
-    /// inside; those before it are gone then. `EDEADLK` when an access does not let go.
+    /// inside; those before it are gone then. `EBUSY` at one that a hardware queue lies in, `EDEADLK`
+    /// when an access does not let go.
     pub(crate) fn unmap(&self, range: &RangeInclusive<u64>) -> Result<u64, Errno> {
         let mut unmapped = 0_u64;
         let mut tries = 0;
@@ -70,6 +71,9 @@ impl Ioas {
         while let Some((start, area)) = state.first_in(range) {
             if start < *range.start() || area.last > *range.end() {
                 return Err(Errno::ENOENT);
+            }
+            if area.locks > 0 {
+                return Err(Errno::EBUSY);
             }
             if area.accesses > 0 {
                 tries += 1;
@@ -212,6 +216,7 @@ impl State {
                 pages: piece.pages,
                 prot,
                 accesses: 0,
+                locks: 0,
                 filled: false,
                 leaving: false,
             };

@@ -2,6 +2,7 @@
 //! memory that the user may map.
 
 pub(crate) mod handle;
+pub(crate) mod hw_queue;
 pub(crate) mod mmap;
 pub(crate) mod vdevice;
 pub(crate) mod veventq;
@@ -18,6 +19,7 @@ use crate::object::{Kind, Object, Use};
 use crate::{Errno, inject};
 
 use handle::ViommuHandle;
+use hw_queue::HwQueues;
 
 /// A vIOMMU: the driver's half, the engine's half, and the table that it stands on.
 pub(crate) struct Viommu {
@@ -26,6 +28,7 @@ pub(crate) struct Viommu {
     parent: Use<HwptPaging>,
     /// The IOMMU that it is a slice of.
     instance: u64,
+    hw_queues: HwQueues,
 }
 
 impl Viommu {
@@ -39,6 +42,10 @@ impl Viommu {
 
     pub(crate) fn parent(&self) -> &HwptPaging {
         &self.parent
+    }
+
+    pub(crate) fn hw_queues(&self) -> &HwQueues {
+        &self.hw_queues
     }
 
     /// `EINVAL` for a device behind another IOMMU.
@@ -85,7 +92,7 @@ pub(crate) fn alloc(call: &Call<'_>, command: &mut iommu_viommu_alloc) -> Result
         call.respond(command).map(|()| ops)
     };
     let ops = made.and_then(respond).inspect_err(|_| handle.free_all_mmaps())?;
-    let instance = device.instance();
-    reserved.commit(Arc::new(Viommu { handle, ops, parent, instance }));
+    let (instance, hw_queues) = (device.instance(), HwQueues::default());
+    reserved.commit(Arc::new(Viommu { handle, ops, parent, instance, hw_queues }));
     Ok(())
 }

@@ -18,6 +18,9 @@ pub const FREE: u64 = BASE + 0x10_000;
 /// The PFN of the first page.
 pub const FIRST_PFN: u64 = 0x1234;
 
+/// The page from which on frames lie elsewhere.
+pub const GAP: u64 = 128;
+
 /// One process with one thread.
 pub struct TestCaller {
     memory: Arc<Ram>,
@@ -25,17 +28,18 @@ pub struct TestCaller {
 }
 
 /// Its memory.
-pub struct Ram(Mutex<Vec<u8>>);
+#[derive(Clone)]
+pub struct Ram(Arc<Mutex<Vec<u8>>>);
 
 struct Pages {
-    ram: Arc<Ram>,
+    ram: Ram,
     first: u64,
     pages: u64,
 }
 
 impl TestCaller {
     pub fn new() -> Self {
-        let memory = Arc::new(Ram(Mutex::new(vec![0; 1 << 20])));
+        let memory = Arc::new(Ram(Arc::new(Mutex::new(vec![0; 1 << 20]))));
         Self { memory, files: Mutex::default() }
     }
 
@@ -171,8 +175,8 @@ impl AddressSpace for Ram {
         Ok(())
     }
     fn pin(&self, address: u64, pages: u64, _write: bool) -> Result<Arc<dyn Pin>, Errno> {
-        let _ = (address, pages);
-        Err(Errno::EFAULT)
+        self.range(address, (pages * PAGE_SIZE) as usize)?;
+        Ok(Arc::new(Pages { ram: self.clone(), first: address, pages }))
     }
 }
 
@@ -181,7 +185,11 @@ impl Pin for Pages {
         self.pages
     }
     fn frames(&self, pages: Range<u64>, each: &mut dyn FnMut(u64, u64)) {
-        each(FIRST_PFN + (self.first - BASE) / PAGE_SIZE + pages.start, pages.end - pages.start);
+        let page = (self.first - BASE) / PAGE_SIZE + pages.start;
+        // The upper half lies elsewhere, so that there is one place where frames do not follow.
+        for page in page..page + (pages.end - pages.start) {
+            each(FIRST_PFN + page + if page >= GAP { 0x100 } else { 0 }, 1);
+        }
     }
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         self.ram.read(self.first + offset, into)
