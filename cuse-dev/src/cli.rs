@@ -26,6 +26,12 @@ pub(crate) enum Command {
     /// it starts. The exit status is the program's. Like strace -f, this waits until all that the
     /// program started has ended.
     Run(Run),
+    /// Give the machine a /dev/iommu
+    ///
+    /// A daemon that answers for /dev/NAME: a character device where the kernel has CUSE, else a
+    /// regular file by FUSE. Programs, containers and other users among them, then open it like
+    /// the kernel's. It needs root to begin and gives up what it does not need.
+    Serve(crate::cli_serve::Serve),
 }
 
 /// Options of `softiommu run`.

@@ -5,4 +5,5 @@ pub mod event_files;
 pub mod inject;
 pub mod memory;
 pub mod run;
+pub mod serve;
 pub mod wire;

@@ -1,6 +1,7 @@
 //! The softiommu program.
 
 mod cli;
+mod cli_serve;
 mod log;
 mod startup;
 
@@ -18,6 +19,15 @@ fn main() {
                 ignores_pipe: startup::ignores_pipe(),
             };
             cuse_dev::run::run(run, move || log::set_up(log.as_deref()))
+        }
+        Command::Serve(options) => {
+            let log = options.log.clone();
+            if let Err(error) =
+                cuse_dev::serve::serve(&options.into(), || log::set_up(log.as_deref()))
+            {
+                eprintln!("softiommu: {error}");
+                std::process::exit(1);
+            }
         }
     }
 }

@@ -73,14 +73,23 @@ impl EventFiles {
     /// Makes the mount. Where this process may not mount, it tries to in a user namespace of its
     /// own; that takes a process with one thread. The errno says what was missing.
     pub fn new() -> Result<Self, Errno> {
-        let root = Root::Directory { mode: 0o700 };
-        let mount = match mount::fuse(&root, "softiommu") {
+        match Self::mount() {
             Err(Errno::EPERM) => {
                 enter_user_namespace()?;
-                mount::fuse(&root, "softiommu")?
+                Self::over(Self::mount()?)
             }
-            other => other?,
-        };
+            other => Self::over(other?),
+        }
+    }
+
+    /// The mount alone, which takes CAP_SYS_ADMIN, for [`EventFiles::over`].
+    pub fn mount() -> Result<Mount, Errno> {
+        mount::fuse(&Root::Directory { mode: 0o700 }, "softiommu")
+    }
+
+    /// Serves the files over a mount that [`EventFiles::mount`] made. Starts threads, which take
+    /// over the calling thread's rights.
+    pub fn over(mount: Mount) -> Result<Self, Errno> {
         let channel = mount.channel();
         let files = Files::new(channel.clone())?;
         let options = Options { name: "events", ..Options::default() };

@@ -1,0 +1,103 @@
+//! The command line of `softiommu serve`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use cuse_dev::serve;
+
+use crate::cli::Pfn;
+
+/// Options of `softiommu serve`.
+#[derive(Args, Debug)]
+pub(crate) struct Serve {
+    /// The node: /dev/NAME
+    #[arg(long, value_name = "NAME", default_value = "iommu", value_parser = name)]
+    pub(crate) name: String,
+    /// Serve VFIO's container /dev/vfio/vfio, too
+    #[arg(long)]
+    pub(crate) container: bool,
+    /// How the node is made
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) front: Front,
+    /// The node's permission bits, in octal
+    #[arg(long, value_name = "BITS", default_value = "660", value_parser = mode)]
+    pub(crate) mode: u32,
+    /// The node's group, by name or number
+    #[arg(long, value_name = "GROUP", default_value = "0", value_parser = group)]
+    pub(crate) group: u32,
+    /// Stay in the foreground
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// Write a line for each call to FILE: caller, command with all fields, result, time
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// Page frame numbers in IOPTEs: made-up ones that stay the same, or the machine's, for
+    /// which the daemon keeps CAP_SYS_ADMIN
+    #[arg(long, value_name = "KIND", default_value = "simulated")]
+    pub(crate) pfn: Pfn,
+    /// Most contexts (opens of the node) of one user other than root
+    #[arg(long, value_name = "COUNT", default_value_t = serve::Limits::default().contexts)]
+    pub(crate) max_contexts: usize,
+    /// Most requests of one user other than root that each hold a thread of the daemon
+    #[arg(long, value_name = "COUNT", default_value_t = serve::Limits::default().requests)]
+    pub(crate) max_requests: usize,
+}
+
+/// How the node is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Front {
+    /// A character device, by the kernel's module `cuse`.
+    Cuse,
+    /// A regular file, by the kernel's module `fuse`.
+    Fuse,
+    /// CUSE where the kernel has it, else FUSE.
+    Auto,
+}
+
+impl From<Serve> for serve::Options {
+    fn from(options: Serve) -> Self {
+        Self {
+            name: options.name,
+            container: options.container,
+            front: match options.front {
+                Front::Cuse => serve::Front::Cuse,
+                Front::Fuse => serve::Front::Fuse,
+                Front::Auto => serve::Front::Auto,
+            },
+            mode: options.mode,
+            group: options.group,
+            foreground: options.foreground,
+            limits: serve::Limits {
+                contexts: options.max_contexts,
+                requests: options.max_requests,
+            },
+            pfn: options.pfn.into(),
+        }
+    }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let bad = |c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c));
+    if text.is_empty() || text.len() > 64 || text.starts_with('.') || text.contains(bad) {
+        return Err("a name has letters, digits, '-', '_' and '.', and no more than 64".into());
+    }
+    Ok(text.into())
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("three octal digits".into()),
+    }
+}
+
+fn group(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    match nix::unistd::Group::from_name(text) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err("there is no such group".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}

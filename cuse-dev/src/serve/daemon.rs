@@ -1,0 +1,190 @@
+//! The node's side of the wire: opens become contexts, ioctls go to the engine.
+//!
+//! Every request is answered on the thread that got it. What may hold a thread, because it stops
+//! the caller or asks about the caller's files, is answered apart from the reader.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use engine::{Engine, Errno, Node};
+use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use parking_lot::RwLock;
+
+use super::caller::IoctlCaller;
+use super::identify::{self, Shown, WHICH};
+use super::opens::{Limits, Opens};
+use super::task;
+use crate::caller::Callers;
+use crate::event_files::EventFiles;
+use crate::wire::proto::{IoctlFlags, OpenFlags};
+use crate::wire::{Attributes, Handler, Header, Ioctl, Op, Opened, Pace, Reply};
+
+/// What all nodes of the daemon share.
+pub(super) struct Daemon {
+    pub(super) engine: Arc<Engine>,
+    pub(super) callers: Callers,
+    pub(super) files: EventFiles,
+    opens: Opens,
+    /// Where our nodes are, as [`Daemon::is_node`] compares.
+    nodes: RwLock<Vec<Place>>,
+}
+
+/// How a node of ours is recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// The FUSE file system with that device number.
+    Mount((u32, u32)),
+    /// The character device with that number.
+    Special((u32, u32)),
+}
+
+impl Daemon {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        callers: Callers,
+        files: EventFiles,
+        limits: Limits,
+    ) -> Arc<Self> {
+        let (opens, nodes) = (Opens::new(limits), RwLock::default());
+        Arc::new(Self { engine, callers, files, opens, nodes })
+    }
+
+    /// Notes that the file system mounted at `root` is a node of ours.
+    pub(super) fn add_mount(&self, root: BorrowedFd<'_>) -> Result<(), Errno> {
+        let device = identify::of(root)?.device;
+        self.nodes.write().push(Place::Mount(device));
+        Ok(())
+    }
+
+    /// Notes that the character device with that number is a node of ours.
+    pub(super) fn add_device(&self, number: (u32, u32)) {
+        self.nodes.write().push(Place::Special(number));
+    }
+
+    /// Whether a descriptor that shows this is an open of a node of ours.
+    pub(super) fn is_node(&self, file: &Shown) -> bool {
+        self.nodes.read().iter().any(|node| match node {
+            Place::Mount(device) => file.device == *device,
+            Place::Special(number) => file.kind == libc::S_IFCHR && file.special == *number,
+        })
+    }
+
+    /// Ends every context that is still open: callers go on to hold descriptors that answer
+    /// nothing.
+    pub(super) fn close_all(&self) {
+        for open in self.opens.drain() {
+            open.context.close();
+        }
+    }
+
+    fn which(&self, header: &Header, ioctl: &Ioctl<'_>) -> Result<i32, Errno> {
+        if !task::is_own(header.tid) {
+            return Err(Errno::ENOTTY);
+        }
+        let base = usize::try_from(ioctl.arg).map_err(|_| Errno::EFAULT)?;
+        let bytes = ioctl.fh.to_ne_bytes();
+        let remote = [RemoteIoVec { base, len: bytes.len() }];
+        process_vm_writev(nix::unistd::getpid(), &[std::io::IoSlice::new(&bytes)], &remote)?;
+        Ok(0)
+    }
+}
+
+/// One node.
+pub(super) struct NodeHandler {
+    pub(super) daemon: Arc<Daemon>,
+    pub(super) node: Node,
+    /// The node's permission bits.
+    pub(super) mode: u32,
+    /// The node's group.
+    pub(super) group: u32,
+}
+
+/// Commands that may stop the caller or ask about its files: those that give descriptors or take
+/// their numbers.
+fn is_slow(command: u32) -> bool {
+    const FAULT_QUEUE_ALLOC: u32 = ioctl_abi::Command::FaultQueueAlloc as u32;
+    const VEVENTQ_ALLOC: u32 = ioctl_abi::Command::VeventqAlloc as u32;
+    const IOAS_MAP_FILE: u32 = ioctl_abi::Command::IoasMapFile as u32;
+    const TEST: u32 = 0x3ba0;
+    matches!(command, FAULT_QUEUE_ALLOC | VEVENTQ_ALLOC | IOAS_MAP_FILE | TEST)
+}
+
+impl Handler for NodeHandler {
+    fn pace(&self, _: &Header, op: &Op<'_>) -> Pace {
+        let Op::Ioctl(ioctl) = op else { return Pace::Quick };
+        if is_slow(ioctl.cmd) {
+            return Pace::Slow;
+        }
+        match self.daemon.opens.get(ioctl.fh) {
+            Some(open) if self.daemon.opens.is_wary(&open) => Pace::Slow,
+            _ => Pace::Quick,
+        }
+    }
+
+    fn attributes(&self, node: u64) -> Result<Attributes, Errno> {
+        Ok(Attributes { gid: self.group, ..Attributes::file(node, self.mode) })
+    }
+
+    fn open(&self, header: &Header, _: u32) -> Result<Opened, Errno> {
+        if header.tid == 0 {
+            // A process outside of our pid namespace: its memory is out of reach.
+            return Err(Errno::EPERM);
+        }
+        let fh = self.daemon.opens.add(header.uid, || self.daemon.engine.open(self.node))?;
+        Ok(Opened { fh, flags: OpenFlags::EVENT_FILE })
+    }
+
+    fn ioctl(&self, header: &Header, ioctl: &Ioctl<'_>, reply: Reply) {
+        if ioctl.cmd == WHICH {
+            return reply.ioctl(self.daemon.which(header, ioctl));
+        }
+        let Some(open) = self.daemon.opens.get(ioctl.fh) else {
+            return reply.ioctl(Err(Errno::ENODEV));
+        };
+        // A pace that was found quick may have become slow since; that only holds the reader.
+        let _apart = if is_slow(ioctl.cmd) || self.daemon.opens.is_wary(&open) {
+            match self.daemon.opens.enter(&open) {
+                Ok(apart) => Some(apart),
+                Err(error) => return reply.ioctl(Err(error)),
+            }
+        } else {
+            None
+        };
+        // A file that the caller closed before this call is released before it.
+        self.daemon.files.settle();
+        // All of iommufd's structs are the same for 32-bit callers.
+        let arg = match ioctl.flags.contains(IoctlFlags::COMPAT) {
+            true => ioctl.arg & 0xffff_ffff,
+            false => ioctl.arg,
+        };
+        let process = match self.daemon.callers.resolve(header.tid) {
+            Ok(process) => process,
+            Err(error) => {
+                tracing::warn!(tid = header.tid, %error, "cannot look at a caller");
+                return reply.ioctl(Err(Errno::EPERM));
+            }
+        };
+        let caller = IoctlCaller::new(&self.daemon, header.tid, process, reply);
+        let result = open.context.ioctl(&caller, ioctl.cmd, arg);
+        tracing::trace!(tid = header.tid, cmd = ioctl.cmd, ?result, "ioctl");
+        caller.finish(result);
+    }
+
+    fn release(&self, fh: u64) {
+        if let Some(open) = self.daemon.opens.remove(fh) {
+            let left = open.context.close();
+            if left != 0 {
+                tracing::error!(left, "objects outlived their context");
+            }
+        }
+    }
+
+    fn stalled(&self, header: &Header) {
+        tracing::info!(
+            uid = header.uid,
+            tid = header.tid,
+            "a request holds its thread; its user is served apart for a while"
+        );
+        self.daemon.opens.be_wary_of(header.uid);
+    }
+}

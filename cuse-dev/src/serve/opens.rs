@@ -1,0 +1,210 @@
+//! The contexts that are open through the node, and what each user may have.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use engine::{Context, Errno};
+use parking_lot::{Mutex, RwLock};
+
+/// How long one whose request held the reader is served apart.
+const WARY: Duration = Duration::from_secs(1);
+
+/// What one user may have at a time. Root may have as much as it likes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Contexts: opens of the node.
+    pub contexts: usize,
+    /// Requests that are being answered apart, each of which holds a thread of the daemon.
+    pub requests: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { contexts: 1024, requests: 32 }
+    }
+}
+
+/// One open of the node.
+pub(super) struct Open {
+    pub(super) context: Arc<Context>,
+    user: Arc<User>,
+    /// Requests that are being answered by other threads than the reader.
+    apart: AtomicUsize,
+}
+
+/// One user's share.
+pub(super) struct User {
+    uid: u32,
+    contexts: AtomicUsize,
+    requests: AtomicUsize,
+    /// Milliseconds since the start until which requests are answered apart; 0 for none.
+    wary_until: AtomicU64,
+}
+
+/// All of them.
+pub(super) struct Opens {
+    limits: Limits,
+    started: Instant,
+    by_handle: RwLock<HashMap<u64, Arc<Open>>>,
+    users: Mutex<HashMap<u32, Arc<User>>>,
+}
+
+impl Opens {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            started: Instant::now(),
+            by_handle: RwLock::default(),
+            users: Mutex::default(),
+        }
+    }
+
+    /// The open with that handle.
+    pub(super) fn get(&self, handle: u64) -> Option<Arc<Open>> {
+        self.by_handle.read().get(&handle).cloned()
+    }
+
+    /// Adds one for `uid` and answers its handle. `EMFILE` when the user has as many as allowed.
+    pub(super) fn add(&self, uid: u32, make: impl FnOnce() -> Arc<Context>) -> Result<u64, Errno> {
+        let user = {
+            let mut users = self.users.lock();
+            let fresh = || {
+                Arc::new(User {
+                    uid,
+                    contexts: AtomicUsize::new(0),
+                    requests: AtomicUsize::new(0),
+                    wary_until: AtomicU64::new(0),
+                })
+            };
+            let user = users.entry(uid).or_insert_with(fresh);
+            if uid != 0 && user.contexts.load(Ordering::Relaxed) >= self.limits.contexts {
+                return Err(Errno::EMFILE);
+            }
+            // Under the lock, as the removal of a user without contexts is.
+            user.contexts.fetch_add(1, Ordering::Relaxed);
+            user.clone()
+        };
+        let context = make();
+        let handle = context.id().0;
+        let open = Arc::new(Open { context, user, apart: AtomicUsize::new(0) });
+        self.by_handle.write().insert(handle, open);
+        Ok(handle)
+    }
+
+    /// Takes one out.
+    pub(super) fn remove(&self, handle: u64) -> Option<Arc<Open>> {
+        let open = self.by_handle.write().remove(&handle)?;
+        let mut users = self.users.lock();
+        let was = open.user.contexts.fetch_sub(1, Ordering::Relaxed);
+        // A user in disgrace is remembered, or a new open would end it.
+        if was == 1 && open.user.wary_until.load(Ordering::Relaxed) == 0 {
+            users.remove(&open.user.uid);
+        }
+        Some(open)
+    }
+
+    /// Every open that is left, taken out.
+    pub(super) fn drain(&self) -> Vec<Arc<Open>> {
+        self.by_handle.write().drain().map(|(_, open)| open).collect()
+    }
+
+    /// Whether the next request of `open` is to be answered apart from the reader: one of it is
+    /// already and may hold its lock, or its user lately held the reader.
+    pub(super) fn is_wary(&self, open: &Open) -> bool {
+        open.apart.load(Ordering::Relaxed) > 0 || {
+            let until = open.user.wary_until.load(Ordering::Relaxed);
+            until != 0 && {
+                let wary = self.now() < until;
+                if !wary {
+                    open.user.wary_until.store(0, Ordering::Relaxed);
+                }
+                wary
+            }
+        }
+    }
+
+    /// A request of `uid` held the reader.
+    pub(super) fn be_wary_of(&self, uid: u32) {
+        if let Some(user) = self.users.lock().get(&uid) {
+            let until = self.now() + WARY.as_millis() as u64;
+            user.wary_until.store(until, Ordering::Relaxed);
+        }
+    }
+
+    /// A request of `open` is answered apart until the answer is dropped. `EAGAIN` when too many
+    /// of its user are.
+    pub(super) fn enter(&self, open: &Arc<Open>) -> Result<Apart, Errno> {
+        open.apart.fetch_add(1, Ordering::Relaxed);
+        let apart = Apart(open.clone());
+        let others = open.user.requests.fetch_add(1, Ordering::Relaxed);
+        if open.user.uid != 0 && others >= self.limits.requests {
+            return Err(Errno::EAGAIN);
+        }
+        Ok(apart)
+    }
+
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+}
+
+/// See [`Opens::enter`].
+pub(super) struct Apart(Arc<Open>);
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        self.0.user.requests.fetch_sub(1, Ordering::Relaxed);
+        self.0.apart.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::{Engine, Node};
+
+    use super::*;
+
+    fn opens(contexts: usize, requests: usize) -> (Opens, Arc<Engine>) {
+        (Opens::new(Limits { contexts, requests }), Engine::new())
+    }
+
+    #[test]
+    fn a_user_has_so_many_contexts_and_no_more() {
+        let (opens, engine) = opens(2, 1);
+        let open = |uid| opens.add(uid, || engine.open(Node::Iommu));
+        let first = open(7).unwrap();
+        open(7).unwrap();
+        assert_eq!(open(7), Err(Errno::EMFILE));
+        open(8).unwrap();
+        opens.remove(first).unwrap();
+        open(7).unwrap();
+        for _ in 0..5 {
+            open(0).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_user_holds_so_many_threads_and_no_more() {
+        let (opens, engine) = opens(2, 1);
+        let handle = opens.add(7, || engine.open(Node::Iommu)).unwrap();
+        let open = opens.get(handle).unwrap();
+        let held = opens.enter(&open).unwrap();
+        assert_eq!(opens.enter(&open).err(), Some(Errno::EAGAIN));
+        assert!(opens.is_wary(&open));
+        drop(held);
+        assert!(!opens.is_wary(&open));
+        assert!(opens.enter(&open).is_ok());
+    }
+
+    #[test]
+    fn one_who_held_the_reader_is_remembered_over_its_close() {
+        let (opens, engine) = opens(2, 1);
+        let handle = opens.add(7, || engine.open(Node::Iommu)).unwrap();
+        opens.be_wary_of(7);
+        opens.remove(handle).unwrap();
+        let handle = opens.add(7, || engine.open(Node::Iommu)).unwrap();
+        assert!(opens.is_wary(&opens.get(handle).unwrap()));
+    }
+}
