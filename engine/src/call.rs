@@ -49,7 +49,7 @@ struct Row {
 }
 
 macro_rules! rows {
-    ($($lock:ident $command:ident => $handler:path;)*) => {
+    ($($lock:ident $command:ident => $handler:expr;)*) => {
         &[$(Row {
             // The lowest byte of the number.
             nr: (ioctl_abi::Command::$command as u32 & 0xff) as u8,

@@ -331,7 +331,7 @@ mod tests {
             assert_eq!(Command::from_ioctl(info.ioctl | 1 << 16), None, "{}", info.name);
             assert!(info.since <= crate::release::CURRENT);
         }
-        assert_eq!(Command::from_ioctl(io(0x96)), None);
+        assert_eq!(Command::from_ioctl(io(0x9f)), None);
         assert_eq!(Command::from_ioctl(0), None);
     }
 
