@@ -86,6 +86,7 @@ static TABLE: &[Row] = rows! {
     locked VdeviceAlloc => crate::viommu::vdevice::alloc;
     locked VeventqAlloc => crate::viommu::veventq::alloc;
     locked HwQueueAlloc => crate::viommu::hw_queue::alloc;
+    locked IoasNoiommuGetPa => crate::ioas::map::noiommu_get_pa;
     unlocked Test => crate::selftest::run;
 };
 

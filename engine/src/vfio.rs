@@ -6,6 +6,7 @@
 #![allow(non_upper_case_globals, reason = "names as in the header")]
 
 use std::mem::offset_of;
+use std::ops::RangeInclusive;
 
 use ioctl_abi::iommufd::{
     IOMMU_VFIO_IOAS_CLEAR, IOMMU_VFIO_IOAS_GET, IOMMU_VFIO_IOAS_SET, iommu_vfio_ioas,
@@ -99,32 +100,39 @@ fn get_info(call: &Call<'_>) -> Result<i64, Errno> {
         return Err(Errno::EINVAL);
     }
     let ioas = compat_ioas(call)?;
+    let address = |at: usize| call.arg.checked_add(at as u64).ok_or(Errno::EFAULT);
     let head = room.min(size_of::<vfio_iommu_type1_info>());
     info.flags = VFIO_IOMMU_INFO_PGSIZES | VFIO_IOMMU_INFO_CAPS;
     info.iova_pgsizes = ioas.page_sizes();
     info.cap_offset = 0;
     let mut at = size_of::<vfio_iommu_type1_info>();
-    let capabilities = [iova_ranges(&ioas), dma_avail()];
-    for (index, capability) in capabilities.iter().enumerate() {
-        let end = at + capability.len();
-        if room >= end {
-            let address = call.arg.checked_add(at as u64).ok_or(Errno::EFAULT)?;
-            call.memory.write(address, capability)?;
-            if index == 0 {
-                info.cap_offset = at as u32;
-            } else {
-                let next = at as u32;
-                let before = at - capabilities[index - 1].len();
-                let link = before + offset_of!(vfio_info_cap_header, next);
-                let address = call.arg.checked_add(link as u64).ok_or(Errno::EFAULT)?;
-                call.write(address, &next)?;
-            }
+    let mut link = None;
+    for capability in [dma_avail(), iova_ranges(&ioas)] {
+        if let Some(link) = link.filter(|_| room >= at) {
+            call.write(address(link)?, &(at as u32))?;
         }
-        at = end;
+        if room >= at + capability.len() {
+            call.memory.write(address(at)?, &capability)?;
+        }
+        link = Some(at + offset_of!(vfio_info_cap_header, next));
+        // The next one starts where a 64-bit field may.
+        at += capability.len().next_multiple_of(8);
+    }
+    if room >= at {
+        info.cap_offset = size_of::<vfio_iommu_type1_info>() as u32;
     }
     info.argsz = at as u32;
     call.memory.write(call.arg, &info.as_bytes()[..head])?;
     Ok(0)
+}
+
+/// How many more mappings there may be: iommufd has no limit.
+fn dma_avail() -> Vec<u8> {
+    let capability = vfio_iommu_type1_info_dma_avail {
+        header: vfio_info_cap_header { id: VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, version: 1, next: 0 },
+        avail: u32::MAX,
+    };
+    capability.as_bytes().to_vec()
 }
 
 fn iova_ranges(ioas: &Ioas) -> Vec<u8> {
@@ -147,15 +155,6 @@ fn iova_ranges(ioas: &Ioas) -> Vec<u8> {
     bytes
 }
 
-/// How many more mappings there may be. iommufd has no limit and names VFIO's default.
-fn dma_avail() -> Vec<u8> {
-    let capability = vfio_iommu_type1_info_dma_avail {
-        header: vfio_info_cap_header { id: VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, version: 1, next: 0 },
-        avail: u32::from(u16::MAX),
-    };
-    capability.as_bytes().to_vec()
-}
-
 /// `VFIO_IOMMU_MAP_DMA`.
 fn map_dma(call: &Call<'_>) -> Result<i64, Errno> {
     let least = size_of::<vfio_iommu_type1_dma_map>();
@@ -168,6 +167,9 @@ fn map_dma(call: &Call<'_>) -> Result<i64, Errno> {
     prot.set(Prot::READ, map.flags & VFIO_DMA_MAP_FLAG_READ != 0);
     prot.set(Prot::WRITE, map.flags & VFIO_DMA_MAP_FLAG_WRITE != 0);
     let ioas = compat_ioas(call)?;
+    if map.flags == 0 {
+        return Err(Errno::EINVAL);
+    }
     Mapping {
         call: "VFIO_IOMMU_MAP_DMA",
         ioas: &ioas,
@@ -179,7 +181,8 @@ fn map_dma(call: &Call<'_>) -> Result<i64, Errno> {
     Ok(0)
 }
 
-/// `VFIO_IOMMU_UNMAP_DMA`. An empty range is no error here.
+/// `VFIO_IOMMU_UNMAP_DMA`. An empty range is no error here, and the caller learns how much went
+/// even when the rest did not.
 fn unmap_dma(call: &Call<'_>) -> Result<i64, Errno> {
     let least = size_of::<vfio_iommu_type1_dma_unmap>();
     let mut unmap: vfio_iommu_type1_dma_unmap = read(call, least)?;
@@ -187,35 +190,36 @@ fn unmap_dma(call: &Call<'_>) -> Result<i64, Errno> {
         return Err(Errno::EINVAL);
     }
     let ioas = compat_ioas(call)?;
-    unmap.size = if unmap.flags & VFIO_DMA_UNMAP_FLAG_ALL != 0 {
-        if unmap.iova != 0 || unmap.size != 0 {
-            return Err(Errno::EINVAL);
+    let all = unmap.flags & VFIO_DMA_UNMAP_FLAG_ALL != 0;
+    if all && (unmap.iova != 0 || unmap.size != 0) {
+        return Err(Errno::EINVAL);
+    }
+    let range = if all { Ok(0..=u64::MAX) } else { range(unmap.iova, unmap.size) };
+    if let Ok(range) = &range
+        && !all
+        && !ioas.huge_pages()
+    {
+        if let Some(next) = range.end().checked_add(1) {
+            ioas.cut(next)?;
         }
-        ioas.unmap(&(0..=u64::MAX))?
-    } else {
-        let last = unmap.size.checked_sub(1).ok_or(Errno::EINVAL)?;
-        let last = unmap.iova.checked_add(last).ok_or(Errno::EOVERFLOW)?;
-        if !ioas.huge_pages() {
-            ioas.cut(unmap.iova)?;
-            last.checked_add(1).map_or(Ok(()), |next| ioas.cut(next))?;
-        }
-        ioas.unmap(&(unmap.iova..=last))?
-    };
+        ioas.cut(*range.start())?;
+    }
+    unmap.size = 0;
+    let result = range.and_then(|range| ioas.unmap(&range, &mut unmap.size));
     call.memory.write(call.arg, unmap.as_bytes())?;
-    Ok(0)
+    result.map(|()| 0)
+}
+
+/// `size` bytes at `iova`. `EINVAL` for none, `EOVERFLOW` past the end.
+fn range(iova: u64, size: u64) -> Result<RangeInclusive<u64>, Errno> {
+    let last = size.checked_sub(1).ok_or(Errno::EINVAL)?;
+    Ok(iova..=iova.checked_add(last).ok_or(Errno::EOVERFLOW)?)
 }
 
 impl Ioas {
-    /// The page sizes that VFIO reports: what all domains have, and the multiples of the smallest
-    /// up to a page, in which memory comes anyway.
+    /// The page sizes that VFIO reports: those that all domains have, from the CPU's page on.
     fn page_sizes(&self) -> u64 {
         let common = self.domain_page_sizes().fold(u64::MAX, |sizes, domain| sizes & domain);
-        // A domain's size above the CPU's page may be used when memory is contiguous; below it the
-        // granularity is the CPU's.
-        match common.trailing_zeros() {
-            64 => PAGE_SIZE,
-            shift if 1 << shift < PAGE_SIZE => common & !(PAGE_SIZE - 1) | PAGE_SIZE,
-            _ => common,
-        }
+        (common & !(PAGE_SIZE - 1)) | PAGE_SIZE
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use ioctl_abi::iommufd::{
     IOMMU_IOAS_MAP_FIXED_IOVA, IOMMU_IOAS_MAP_READABLE, IOMMU_IOAS_MAP_WRITEABLE, iommu_ioas_copy,
-    iommu_ioas_map, iommu_ioas_map_file, iommu_ioas_unmap,
+    iommu_ioas_map, iommu_ioas_map_file, iommu_ioas_noiommu_get_pa, iommu_ioas_unmap,
 };
 
 use crate::Errno;
@@ -71,6 +71,9 @@ pub(crate) fn map_file(call: &Call<'_>, command: &mut iommu_ioas_map_file) -> Re
         return Err(Errno::EINVAL);
     }
     let ioas = call.context.objects().get::<Ioas>(command.ioas_id)?;
+    if command.length == 0 {
+        return Err(Errno::EINVAL);
+    }
     let file: Arc<dyn BackingFile> = match call.caller.file(command.fd)? {
         CallerFile::Backing(file) => file,
         CallerFile::Engine(file) => file.backing().unwrap_or_else(|| Arc::new(Unpinnable)),
@@ -113,19 +116,26 @@ pub(crate) fn unmap(call: &Call<'_>, command: &mut iommu_ioas_unmap) -> Result<(
     let ioas = call.context.objects().get::<Ioas>(command.ioas_id)?;
     if command.iova == 0 && command.length == u64::MAX {
         // An IOAS without areas is empty already.
-        command.length = ioas.unmap(&(0..=u64::MAX))?;
+        command.length = 0;
+        ioas.unmap(&(0..=u64::MAX), &mut command.length)?;
     } else {
         if command.iova == u64::MAX || command.length == u64::MAX {
             return Err(Errno::EOVERFLOW);
         }
         let last = command.length.checked_sub(1).ok_or(Errno::EINVAL)?;
         let last = command.iova.checked_add(last).ok_or(Errno::EOVERFLOW)?;
-        command.length = ioas.unmap(&(command.iova..=last))?;
+        command.length = 0;
+        ioas.unmap(&(command.iova..=last), &mut command.length)?;
         if command.length == 0 {
             return Err(Errno::ENOENT);
         }
     }
     call.respond(command)
+}
+
+/// `IOMMU_IOAS_NOIOMMU_GET_PA`: for devices without an IOMMU, which no simulated device is.
+pub(crate) fn noiommu_get_pa(_: &Call<'_>, _: &mut iommu_ioas_noiommu_get_pa) -> Result<(), Errno> {
+    Err(Errno::EOPNOTSUPP)
 }
 
 /// A mapping to be made.
@@ -164,11 +174,11 @@ impl Mapping<'_> {
     ) -> Result<u64, Errno> {
         let within = start % PAGE_SIZE;
         let count = count(within, length)?;
-        let end = start.checked_add(length).ok_or(Errno::EOVERFLOW)?;
+        let last = start.checked_add(length - 1).ok_or(Errno::EOVERFLOW)?;
         let offset = start - within;
         let dmabuf = file.dmabuf().and_then(|exporter| exporter.downcast::<Dmabuf>().ok());
         let source = match dmabuf {
-            Some(dmabuf) if end > dmabuf.length() => return Err(Errno::EINVAL),
+            Some(dmabuf) if last >= dmabuf.length() => return Err(Errno::EINVAL),
             Some(dmabuf) => Source::Dmabuf { dmabuf, offset },
             None => Source::File { file, offset },
         };

@@ -61,11 +61,14 @@ impl Ioas {
             .collect())
     }
 
-    /// Unmaps all areas in `range` and answers their bytes. `ENOENT` at an area that is only partly
-    /// inside; those before it are gone then. `EBUSY` at one that a hardware queue lies in, `EDEADLK`
-    /// when an access does not let go.
-    pub(crate) fn unmap(&self, range: &RangeInclusive<u64>) -> Result<u64, Errno> {
-        let mut unmapped = 0_u64;
+    /// Unmaps all areas in `range` and adds their bytes to `unmapped`. `ENOENT` at an area that is
+    /// only partly inside; those before it are gone then. `EBUSY` at one that a hardware queue lies
+    /// in, `EDEADLK` when an access does not let go.
+    pub(crate) fn unmap(
+        &self,
+        range: &RangeInclusive<u64>,
+        unmapped: &mut u64,
+    ) -> Result<(), Errno> {
         let mut tries = 0;
         let mut state = self.lock();
         while let Some((start, area)) = state.first_in(range) {
@@ -92,15 +95,14 @@ impl Ioas {
                 state = self.lock();
                 continue;
             }
-            // The sum fits: areas do not overlap, and the last IOVA is never mapped alone with 0.
-            unmapped = unmapped.saturating_add(area.length(start));
+            *unmapped = unmapped.saturating_add(area.length(start));
             state.remove(start);
         }
-        Ok(unmapped)
+        Ok(())
     }
 
     /// Cuts the area around `iova` in two, the second part starting there. Nothing happens between
-    /// areas. `EBUSY` when an access has pins in it, `EINVAL` when `iova` is not aligned.
+    /// areas. `EINVAL` when an access has pins in it or `iova` is not aligned.
     pub(crate) fn cut(&self, iova: u64) -> Result<(), Errno> {
         let mut state = self.lock();
         let Some((start, area)) = state.area_at(iova) else { return Ok(()) };
@@ -108,7 +110,7 @@ impl Ioas {
             return Ok(());
         }
         if area.accesses > 0 || area.leaving {
-            return Err(Errno::EBUSY);
+            return Err(Errno::EINVAL);
         }
         let alignment = state.alignment.max(PAGE_SIZE);
         let (at, last) = (area.at + (iova - start), area.last);

@@ -282,12 +282,23 @@ impl Pages {
     fn pin(&self, pages: &Range<u64>, account: &Account, users: u32) -> Result<Run, Errno> {
         inject::site("pages: pin")?;
         let length = pages.end - pages.start;
-        account.charge(length)?;
+        account.charge(length).or_else(|error| {
+            // The kernel pins before it counts: a bad page is met before the limit is.
+            self.probe(pages)?;
+            Err(error)
+        })?;
         let pin = self.pin_pages(pages.start, length).inspect_err(|_| account.uncharge(length))?;
         if let Held::Window(reason) | Held::Copy(reason) = pin.held() {
             self.warn_fallback(pages, pin.held(), reason);
         }
         Ok(Run { length, users, at: 0, pin, since: Instant::now() })
+    }
+
+    /// Whether the first of `pages` could be pinned: not all, as nothing limits how many those are.
+    fn probe(&self, pages: &Range<u64>) -> Result<(), Errno> {
+        let count = (pages.end - pages.start).min(512);
+        self.pin_pages(pages.start, count)?.release(0..count);
+        Ok(())
     }
 
     fn pin_pages(&self, first: u64, count: u64) -> Result<Arc<dyn Pin>, Errno> {
