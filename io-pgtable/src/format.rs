@@ -199,11 +199,12 @@ pub trait Format: Send + Sync + 'static {
     }
 
     /// The leaf of `level` for the page of 2^`lg2` bytes at `pa`, with the attributes of
-    /// [`Self::attrs`]. Where larger pages take several entries, that of the first one.
+    /// [`Self::attrs`]. Where larger pages take several entries, that of the first one. (What is given
+    /// here is for formats that are present by a permission field.)
     #[inline]
     fn leaf(level: u8, _lg2: u32, attrs: u64, pa: u64) -> u64 {
         let large = if level > 0 { Self::LARGE } else { 0 };
-        Self::PRESENT | large | attrs | pa & Self::ADDRESS
+        large | attrs | pa & Self::ADDRESS
     }
 
     /// log2 of the size of the page that the leaf maps.

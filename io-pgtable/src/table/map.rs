@@ -56,7 +56,10 @@ impl<F: Format, M: Memory> Table<F, M> {
             self.reclaim();
         }
         let before = self.shared.top.load(Relaxed);
-        let mut result = self.grow(last);
+        // A page is an entry of some table, or part of one: the top has to reach twice as far.
+        let alike = (first ^ pa).trailing_zeros().min(63 - len.leading_zeros());
+        let largest = 63 - (sizes & Config::low(alike + 1) | page_size).leading_zeros();
+        let mut result = self.grow(last.max(Config::low(largest + 1)));
         let mut done = 0;
         if result.is_ok() {
             let (shared, retired) = (&*self.shared, &mut self.retired);
@@ -75,7 +78,7 @@ impl<F: Format, M: Memory> Table<F, M> {
         let shared = &*self.shared;
         loop {
             let (pa, levels) = self.top();
-            if last <= shared.reach(levels) {
+            if !shared.config.dynamic_top || last <= shared.reach(levels) {
                 return Ok(());
             }
             let level = levels;

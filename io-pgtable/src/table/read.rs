@@ -171,7 +171,10 @@ impl<F: Format, M: Memory> Shared<F, M> {
         let (at, _) = self.config.range::<F>(iova, 1)?;
         let mut steps = Vec::new();
         let Some((mut level, mut tab)) = self.top() else { return Ok(Walk { steps }) };
-        while at <= self.reach(level + 1) {
+        if self.config.dynamic_top && at > self.reach(level + 1) {
+            return Ok(Walk { steps });
+        }
+        loop {
             let index = tab.index(at, F::shift(level));
             let step = Step::new::<F>(level, index, at, tab.load(index));
             steps.push(step);
