@@ -95,29 +95,9 @@ impl Listener {
         fd: BorrowedFd<'_>,
         close_on_exec: bool,
     ) -> Result<i32, Errno> {
-        self.add_with(call, fd, close_on_exec, 0)
-    }
-
-    /// Like [`Listener::add`], and the call returns the number.
-    pub(crate) fn add_and_answer(
-        &self,
-        call: &Notification,
-        fd: BorrowedFd<'_>,
-        close_on_exec: bool,
-    ) -> Result<i32, Errno> {
-        self.add_with(call, fd, close_on_exec, libc::SECCOMP_ADDFD_FLAG_SEND as u32)
-    }
-
-    fn add_with(
-        &self,
-        call: &Notification,
-        fd: BorrowedFd<'_>,
-        close_on_exec: bool,
-        flags: u32,
-    ) -> Result<i32, Errno> {
         let mut argument = seccomp_notif_addfd {
             id: call.id,
-            flags,
+            flags: 0,
             srcfd: fd.as_raw_fd() as u32,
             newfd: 0,
             newfd_flags: if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 },

@@ -176,11 +176,11 @@ impl Supervisor {
             Answer::LetThrough => self.listener.let_through(call),
             Answer::Result(result) => self.listener.answer(call, result),
             Answer::Descriptor(fd, close_on_exec) => {
-                if let Err(errno) = self.listener.add_and_answer(call, fd.as_fd(), close_on_exec) {
-                    // Closed before the caller goes on, so that it finds nothing left behind.
-                    drop(fd);
-                    self.listener.answer(call, Err(errno));
-                }
+                // Ours is closed before the caller goes on: its next close may be the last one, and
+                // after an error it finds nothing left behind.
+                let number = self.listener.add(call, fd.as_fd(), close_on_exec);
+                drop(fd);
+                self.listener.answer(call, number.map(i64::from));
             }
         }
     }
