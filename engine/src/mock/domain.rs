@@ -4,10 +4,10 @@ use std::any::Any;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use io_pgtable::{Config, Error, Format, MockV1, Prot as TableProt, Table};
+use io_pgtable::{Error, MockV1, Prot as TableProt, Table};
 use ioctl_abi::selftest::{
-    IOMMU_HWPT_DATA_SELFTEST, MOCK_APERTURE_LAST, MOCK_APERTURE_START, MOCK_HUGE_PAGE_SIZE,
-    MOCK_IOMMUPT_DEFAULT, MOCK_IOMMUPT_HUGE, MOCK_PAGE_SIZE, iommu_hwpt_selftest,
+    IOMMU_HWPT_DATA_SELFTEST, MOCK_APERTURE_LAST, MOCK_APERTURE_START, MOCK_IOMMUPT_DEFAULT,
+    MOCK_IOMMUPT_HUGE, iommu_hwpt_selftest,
 };
 use parking_lot::Mutex;
 
@@ -48,10 +48,8 @@ impl MockDomain {
             }
         };
         let config = match table_type {
-            MOCK_IOMMUPT_DEFAULT => MockV1::config(),
-            MOCK_IOMMUPT_HUGE => {
-                Config { page_sizes: MOCK_PAGE_SIZE | MOCK_HUGE_PAGE_SIZE, ..MockV1::config() }
-            }
+            MOCK_IOMMUPT_DEFAULT => MockV1::default_pages(),
+            MOCK_IOMMUPT_HUGE => MockV1::huge_pages(),
             _ => return Err(Errno::EOPNOTSUPP),
         };
         inject::site("mock: domain")?;
@@ -116,7 +114,12 @@ impl Domain for MockDomain {
 
     fn unmap(&self, iova: u64, length: u64) {
         let mut table = self.table.lock();
-        let result = table.unmap(iova, length);
+        let mut result = table.unmap(iova, length);
+        if let Err(Error::InsideEntry { .. }) = result {
+            let ends = [Some(iova), iova.checked_add(length)];
+            let cut = ends.into_iter().flatten().try_for_each(|end| table.cut(end).map(drop));
+            result = cut.and_then(|()| table.unmap(iova, length));
+        }
         drop(table);
         if let Err(error) = result {
             tracing::error!(iova, length, %error, "unmap of a mock domain");

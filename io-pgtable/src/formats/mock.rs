@@ -10,13 +10,14 @@ use crate::{AmdGranule, Config, Format};
 pub type MockV1 = AmdGranule<11>;
 
 impl MockV1 {
-    /// MOCK_IOMMUPT_DEFAULT: pages of 2 KiB only.
+    /// MOCK_IOMMUPT_DEFAULT: every size that the format has.
     pub fn default_pages() -> Config {
-        Config { page_sizes: 1 << Self::GRANULE_LG2, ..Self::config() }
+        Self::config()
     }
 
-    /// MOCK_IOMMUPT_HUGE: every size that the format has, 1 MiB among them.
+    /// MOCK_IOMMUPT_HUGE: pages of MOCK_PAGE_SIZE and of MOCK_HUGE_PAGE_SIZE. The dirty tests count on
+    /// a 2 MiB page being two.
     pub fn huge_pages() -> Config {
-        Self::config()
+        Config { page_sizes: 1 << Self::GRANULE_LG2 | 1 << (Self::GRANULE_LG2 + 9), ..Self::config() }
     }
 }
