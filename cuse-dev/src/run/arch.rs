@@ -16,6 +16,10 @@ pub(crate) enum Call {
     Ioctl,
     /// `mmap(address, length, protection, flags, fd, offset)`, not anonymous
     Mmap,
+    /// `read(fd, buffer, 0)`
+    ReadNothing,
+    /// `write(fd, buffer, 0)`
+    WriteNothing,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -26,6 +30,8 @@ mod this {
     pub(crate) const CALLS: &[(i64, Call)] = &[
         (libc::SYS_ioctl, Call::Ioctl),
         (libc::SYS_mmap, Call::Mmap),
+        (libc::SYS_read, Call::ReadNothing),
+        (libc::SYS_write, Call::WriteNothing),
         (libc::SYS_openat, Call::Openat),
         (libc::SYS_open, Call::Open),
         (libc::SYS_openat2, Call::Openat2),
@@ -40,6 +46,8 @@ mod this {
     pub(crate) const CALLS: &[(i64, Call)] = &[
         (libc::SYS_ioctl, Call::Ioctl),
         (libc::SYS_mmap, Call::Mmap),
+        (libc::SYS_read, Call::ReadNothing),
+        (libc::SYS_write, Call::WriteNothing),
         (libc::SYS_openat, Call::Openat),
         (libc::SYS_openat2, Call::Openat2),
     ];

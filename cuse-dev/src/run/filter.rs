@@ -2,7 +2,8 @@
 //!
 //! It is a classic BPF program over `struct seccomp_data` (`<linux/seccomp.h>`). It cannot read
 //! memory, so every open comes, and is let through unless its path is ours; of ioctls only those
-//! of type `;`, of mmaps only those of files. All else costs a few instructions.
+//! of type `;`, of mmaps only those of files, of reads and writes only those of no bytes. All else
+//! costs a few instructions.
 #![allow(unsafe_code)] // Installing a filter is a raw system call.
 
 use std::io;
@@ -63,6 +64,15 @@ pub(crate) fn program() -> Vec<sock_filter> {
                 unless_equal(number, 5),
                 op(LOAD, argument(3)),
                 op(AND, libc::MAP_ANONYMOUS as u32),
+                unless_equal(0, 1),
+                notify,
+                allow,
+            ]),
+            Call::ReadNothing | Call::WriteNothing => program.extend([
+                unless_equal(number, 6),
+                op(LOAD, argument(2)),
+                unless_equal(0, 3),
+                op(LOAD, argument(2) + 4),
                 unless_equal(0, 1),
                 notify,
                 allow,
@@ -153,12 +163,17 @@ mod tests {
         assert_eq!(mmap(libc::MAP_PRIVATE as u64), notify);
         assert_eq!(mmap((libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64), allow);
         for &(number, call) in CALLS {
-            if !matches!(call, Call::Ioctl | Call::Mmap) {
+            if matches!(call, Call::Open | Call::Openat | Call::Openat2) {
                 assert_eq!(answer(number, AUDIT_ARCH, [0; 6]), notify, "{call:?}");
                 assert_eq!(answer(number, 0x4000_0003, [0; 6]), allow, "{call:?} of i386");
             }
         }
-        assert_eq!(answer(libc::SYS_read, AUDIT_ARCH, [0; 6]), allow);
+        for number in [libc::SYS_read, libc::SYS_write] {
+            let sized = |size| answer(number, AUDIT_ARCH, [3, 0x1000, size, 0, 0, 0]);
+            assert_eq!(sized(0), notify);
+            assert_eq!(sized(1), allow);
+            assert_eq!(sized(1 << 32), allow);
+        }
         assert_eq!(answer(libc::SYS_munmap, AUDIT_ARCH, [0; 6]), allow);
     }
 }

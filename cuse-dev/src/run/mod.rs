@@ -12,6 +12,8 @@
 //! | gets a descriptor from an ioctl | it is put into its table ([`notify`]) |
 //! | maps it | the engine says what may be mapped; the kernel maps the memfd's pages |
 //! | closes it for the last time | [`contexts`] notices, and the context is released |
+//! | reads or writes nothing (0 bytes) of it | FUSE would not hear of it, so we answer |
+//! | reads `/proc/PID/status` | [`status`] shows what the engine pinned |
 //! | asks for faults | [`fail_nth`] and [`debugfs`] stand for the kernel's files |
 //!
 //! [`front`] tells which processes there are, and why.
@@ -29,6 +31,7 @@ mod memfd;
 mod notify;
 mod paths;
 mod process;
+mod status;
 mod supervisor;
 
 use std::ffi::OsString;

@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::file::EngineFile;
+use engine::account::Totals;
+use engine::file::{EngineFile, ReadBuffer};
 use engine::{Engine, Errno, Node};
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
 
 use super::arch::Call;
@@ -23,6 +24,7 @@ use super::fail_nth::FailNth;
 use super::notify::{Listener, Notification};
 use super::paths::{Ours, Thread, classify};
 use super::process::{self, process_of};
+use super::status;
 use crate::caller::{CallerProcess, Callers};
 use crate::event_files::{EventFiles, FileId};
 use crate::memory::Host;
@@ -33,6 +35,7 @@ const THREADS: usize = 64;
 /// The supervisor of one launched program and all that it starts.
 pub(crate) struct Supervisor {
     listener: Listener,
+    engine: Arc<Engine>,
     contexts: Contexts,
     callers: Callers,
     fail_nth: FailNth,
@@ -68,9 +71,11 @@ impl Supervisor {
             None
         });
         let event_files = EventFiles::new();
+        let engine = Engine::new();
         Ok(Arc::new(Self {
             listener: Listener::new(listener),
-            contexts: Contexts::new(Engine::new())?,
+            contexts: Contexts::new(engine.clone())?,
+            engine,
             callers: Callers::new(host),
             fail_nth: FailNth::default(),
             debugfs,
@@ -170,6 +175,12 @@ impl Supervisor {
             Some(Call::Openat2) => self.openat2(call),
             Some(Call::Ioctl) => self.ioctl(call),
             Some(Call::Mmap) => self.mmap(call),
+            Some(Call::ReadNothing) => {
+                self.transfer_nothing(call, |file| file.read(&mut NoRoom).map(|()| 0))
+            }
+            Some(Call::WriteNothing) => {
+                self.transfer_nothing(call, |file| file.write(&[]).map(|taken| taken as i64))
+            }
             None => Answer::LetThrough,
         };
         match answer {
@@ -225,7 +236,10 @@ impl Supervisor {
                 Some(tid) => self.fail_nth.open(tid, flags),
                 None => Err(Errno::ENOENT),
             },
-            Ours::Status(_) => return Answer::LetThrough,
+            Ours::Status(thread) => match self.open_status(call, thread) {
+                Some(opened) => opened,
+                None => return Answer::LetThrough,
+            },
             Ours::Debugfs(path) => match self.debugfs.as_ref().and_then(|d| d.find(&path)) {
                 Some(path) => open_knob(path, flags),
                 None => return Answer::LetThrough,
@@ -314,6 +328,47 @@ impl Supervisor {
         }
     }
 
+    /// Reads or writes of no bytes end in the kernel's FUSE; the engine may have an errno for
+    /// them.
+    fn transfer_nothing(
+        &self,
+        call: &Notification,
+        transfer: impl FnOnce(&dyn EngineFile) -> Result<i64, Errno>,
+    ) -> Answer {
+        if self.files_left() == 0 {
+            return Answer::LetThrough;
+        }
+        let found = self.caller_file(call, call.args[0] as i32);
+        let Some((_, fd, id)) = found else { return Answer::LetThrough };
+        let Some(file) = self.find_file(id) else { return Answer::LetThrough };
+        let needed = match Call::of(call.number) {
+            Some(Call::ReadNothing) => OFlag::O_WRONLY,
+            _ => OFlag::O_RDONLY,
+        };
+        let mode = fcntl(&fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+        if mode.is_ok_and(|mode| mode & OFlag::O_ACCMODE == needed) {
+            // Not open for that: the kernel's EBADF.
+            return Answer::LetThrough;
+        }
+        drop(fd);
+        Answer::Result(transfer(&*file))
+    }
+
+    /// `/proc/PID/status`, if anything is pinned of the process.
+    fn open_status(&self, call: &Notification, thread: Thread) -> Option<Result<OwnedFd, Errno>> {
+        if self.contexts.len() == 0 {
+            return None;
+        }
+        let tid = match thread {
+            Thread::Caller => call.tid,
+            Thread::Leader => process_of(call.tid)?,
+            Thread::Id(tid) => tid,
+        };
+        let memory = self.callers.resolve(tid).ok()?.memory().id();
+        let totals = self.engine.accounts().totals(memory);
+        (totals != Totals::default()).then(|| status::open(tid, totals))
+    }
+
     /// A descriptor for `file`, to be given to a caller.
     pub(crate) fn open_file(&self, file: Arc<dyn EngineFile>) -> Result<OwnedFd, Errno> {
         match &self.event_files {
@@ -333,6 +388,19 @@ impl Supervisor {
     /// The engine's file that `id` names.
     pub(crate) fn find_file(&self, id: FileId) -> Option<Arc<dyn EngineFile>> {
         self.event_files.as_ref().ok()?.find(id)
+    }
+}
+
+/// What a read of no bytes reads into.
+struct NoRoom;
+
+impl ReadBuffer for NoRoom {
+    fn room(&self) -> usize {
+        0
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Errno> {
+        if bytes.is_empty() { Ok(()) } else { Err(Errno::EFAULT) }
     }
 }
 
