@@ -105,27 +105,34 @@ impl Bitmap<'_> {
     ) -> Result<(), Errno> {
         let (base, last) = range.into_inner();
         let bits = ((last - base) >> self.shift).checked_add(1).ok_or(Errno::EOVERFLOW)?;
-        let mut piece = Piece::new(bits.div_ceil(8).min(PIECE));
-        let mut byte = 0;
-        while byte < bits.div_ceil(8) {
-            let address = self.address.checked_add(byte).ok_or(Errno::EFAULT)?;
-            // Pieces end where the caller's pages do.
-            let length = (PIECE - address % PIECE).min(bits.div_ceil(8) - byte);
-            let first = base + ((byte * 8) << self.shift);
-            let span = ((length * 8).min(bits - byte * 8)) << self.shift;
-            let end = (last - first).min(span.wrapping_sub(1));
-            self.probe(address, length)?;
-            domain.read_dirty(first, end.saturating_add(1), clear, &mut |iova, run| {
-                let start = iova.max(first) - first;
-                let stop = iova.saturating_add(run.saturating_sub(1)).min(first + end);
-                if run != 0 && stop >= first + start {
-                    piece.set(start >> self.shift, (stop - first) >> self.shift);
+        let bytes = bits.div_ceil(8);
+        self.address.checked_add(bytes).ok_or(Errno::EFAULT)?;
+        self.probe(self.address, bytes)?;
+        let mut piece = Piece::new(bytes.min(PIECE));
+        let mut number = 0;
+        let mut result = Ok(());
+        // One read of all: a page that two reads met would be cleared by neither or by the first.
+        let length = (last - base).saturating_add(1);
+        domain.read_dirty(base, length, clear, &mut |iova, run| {
+            let Some(stop) = run.checked_sub(1).map(|more| iova.saturating_add(more).min(last))
+            else {
+                return;
+            };
+            let mut bit = (iova.max(base) - base) >> self.shift;
+            let stop = stop.saturating_sub(base) >> self.shift;
+            while bit <= stop && result.is_ok() {
+                let of = bit / (PIECE * 8);
+                if of != number {
+                    result = piece.flush(self.memory, self.address + number * PIECE);
+                    number = of;
                 }
-            });
-            piece.flush(self.memory, address)?;
-            byte += length;
-        }
-        Ok(())
+                let first = of * PIECE * 8;
+                let end = stop.min(first + PIECE * 8 - 1);
+                piece.set(bit - first, end - first);
+                bit = end + 1;
+            }
+        });
+        result.and_then(|()| piece.flush(self.memory, self.address + number * PIECE))
     }
 
     /// `EFAULT` where the caller has no memory, dirty or not: one byte of each page is looked at.
