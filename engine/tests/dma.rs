@@ -160,7 +160,7 @@ fn stores_make_pages_dirty_and_loads_do_not() {
     bench
         .call(iommu_option {
             option_id: IOMMU_OPTION_HUGE_PAGES,
-            op: IOMMU_OPTION_OP_SET as u16,
+            op: IOMMU_OPTION_OP_SET,
             object_id: bench.ioas,
             ..Default::default()
         })
