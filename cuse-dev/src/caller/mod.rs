@@ -5,6 +5,7 @@
 //! the next call of the process and checked again in each: the process may have exited and its
 //! number may name another one, or it may have another mm since an exec.
 
+pub mod pending;
 pub(crate) mod sys;
 
 use std::collections::HashMap;
@@ -63,7 +64,7 @@ impl Callers {
     pub fn resolve(&self, tid: u32) -> Result<Arc<CallerProcess>, Errno> {
         let known = self.threads.read().get(&tid).cloned();
         if let Some(known) = known
-            && known.memory.is_of(tid)
+            && known.is_of(tid)
         {
             known.memory.called_by(tid);
             return Ok(known);
@@ -73,11 +74,13 @@ impl Callers {
         // Another thread of the process may have called before; the dead are forgotten.
         let mut process = None;
         threads.retain(|_, known| {
-            if known.pid == pid && process.is_none() && known.memory.is_of(tid) {
+            if known.pid == pid && process.is_none() && known.is_of(tid) {
                 process = Some(known.clone());
             }
             if !sys::alive(known.pidfd.as_fd()) || known.pid == pid && process.is_none() {
-                known.memory.leave();
+                if known.pid == known.memory.pid() {
+                    known.memory.leave();
+                }
                 return false;
             }
             true
@@ -122,6 +125,13 @@ impl CallerProcess {
         process.uid();
         process.memlock_limit();
         Ok(process)
+    }
+
+    /// Whether `tid` is a thread of this very process, and has the mm that is kept here.
+    fn is_of(&self, tid: u32) -> bool {
+        sys::alive(self.pidfd.as_fd())
+            && sys::is_thread_of(self.pid, tid)
+            && self.memory.is_of(self.pid, tid)
     }
 
     /// The process's memory, for the engine.

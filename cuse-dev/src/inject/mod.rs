@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded, unbounded};
 use engine::Errno;
 
-type Job = Box<dyn FnOnce() + Send>;
+pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
 /// How long a thread may take to stop.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -47,6 +47,16 @@ const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
 ///
 /// `None` when the thread cannot be had.
 pub fn on_tracer<R: Send + 'static>(job: impl FnOnce() -> R + Send + 'static) -> Option<R> {
+    let (answer, answered) = bounded(1);
+    let job = Box::new(move || {
+        let _ = answer.send(job());
+    });
+    tracer()?.send(job).ok()?;
+    answered.recv().ok()
+}
+
+/// The way to the thread that traces. Jobs run in the order in which they are sent.
+pub(crate) fn tracer() -> Option<&'static Sender<Job>> {
     static TRACER: OnceLock<Option<Sender<Job>>> = OnceLock::new();
     let tracer = TRACER.get_or_init(|| {
         let (sender, jobs) = unbounded::<Job>();
@@ -57,12 +67,7 @@ pub fn on_tracer<R: Send + 'static>(job: impl FnOnce() -> R + Send + 'static) ->
         };
         std::thread::Builder::new().name("tracer".into()).spawn(run).ok().map(|_| sender)
     });
-    let (answer, answered) = bounded(1);
-    let job = Box::new(move || {
-        let _ = answer.send(job());
-    });
-    tracer.as_ref()?.send(job).ok()?;
-    answered.recv().ok()
+    tracer.as_ref()
 }
 
 fn ptrace(request: libc::c_uint, tid: u32, address: usize, data: usize) -> Result<i64, Errno> {
@@ -109,6 +114,43 @@ impl Tracee {
             Ok(_) => Ok(Self { tid, options: options | SUSPEND_SECCOMP, begun: None }),
             Err(_) => with(options).map(|_| Self { tid, options, begun: None }),
         }
+    }
+
+    /// Stops a thread that runs or waits interruptibly, without waiting for any other. `EBUSY`
+    /// when it is in a call that nothing interrupts: such a thread may wait for us.
+    pub fn stop(tid: u32) -> Result<Self, Errno> {
+        const SHORT: Duration = Duration::from_millis(20);
+        let stat =
+            std::fs::read_to_string(format!("/proc/{tid}/stat")).map_err(|_| Errno::ESRCH)?;
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        if !matches!(state, Some('R' | 'S')) {
+            return Err(Errno::EBUSY);
+        }
+        let tracee = Self::seize(tid, 0)?;
+        let stopped = tracee.interrupt().and_then(|()| tracee.wait(SHORT));
+        match stopped {
+            Ok(_) => Ok(tracee),
+            Err(Errno::ETIMEDOUT) => {
+                tracee.abandon();
+                Err(Errno::EBUSY)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Detaches when the thread stops at last.
+    fn abandon(self) {
+        let later = move || {
+            if self.stopped().is_some() {
+                let _ = self.detach();
+            } else if !self.dead() {
+                std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_millis(1));
+                    on_tracer(move || self.abandon());
+                });
+            }
+        };
+        later();
     }
 
     /// A child that a tracee with [`TRACE_CHILDREN`] made. It is traced already, and stops before

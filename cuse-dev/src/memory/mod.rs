@@ -13,12 +13,16 @@
 //! too: there the device sees the file's new pages, where the kernel would keep the old ones.
 
 pub mod file;
+pub(crate) mod helper;
 pub(crate) mod map;
 pub mod pfn;
 pub(crate) mod pin;
+pub(crate) mod private;
 pub mod process;
+pub(crate) mod ring;
 pub(crate) mod sigbus;
 pub(crate) mod vma;
+pub(crate) mod watch;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -33,13 +37,15 @@ pub struct Host {
     pub(crate) pfns: pfn::Pfns,
     /// `/proc/self/pagemap`.
     pub(crate) pagemap: File,
+    pub(crate) watch: watch::Watch,
 }
 
 impl Host {
     /// Once per daemon. Fails where `/proc` cannot be read.
     pub fn new(pfn: PfnMode) -> std::io::Result<Arc<Self>> {
         let pagemap = File::open("/proc/self/pagemap")?;
-        Ok(Arc::new(Self { maps: map::FileMaps::default(), pfns: pfn::Pfns::new(pfn), pagemap }))
+        let (maps, watch) = Default::default();
+        Ok(Arc::new(Self { maps, pfns: pfn::Pfns::new(pfn), pagemap, watch }))
     }
 }
 

@@ -62,6 +62,12 @@ impl Frames {
         self.pages += pages;
     }
 
+    /// No more will be appended.
+    pub(crate) fn shrink(&mut self) {
+        self.starts.shrink_to_fit();
+        self.frames.shrink_to_fit();
+    }
+
     /// How many pages there are.
     pub(crate) fn pages(&self) -> u64 {
         self.pages.into()
@@ -108,9 +114,22 @@ impl Pfns {
     ///
     /// Missing pages get simulated numbers, one by one.
     pub(crate) fn of(&self, pagemap: &File, address: u64, pages: u64) -> Result<Frames, Errno> {
-        // Pins are split long before 2^32 pages.
-        u32::try_from(pages).map_err(|_| Errno::ENOMEM)?;
         let mut frames = Frames::default();
+        self.add(&mut frames, pagemap, address, pages)?;
+        frames.shrink();
+        Ok(frames)
+    }
+
+    /// Appends the frames behind `pages` pages from `address` to `frames`.
+    pub(crate) fn add(
+        &self,
+        frames: &mut Frames,
+        pagemap: &File,
+        address: u64,
+        pages: u64,
+    ) -> Result<(), Errno> {
+        let total = frames.pages().checked_add(pages).ok_or(Errno::ENOMEM)?;
+        u32::try_from(total).map_err(|_| Errno::ENOMEM)?;
         let mut entries = vec![0_u8; (pages.min(CHUNK) * 8) as usize];
         let mut page = 0;
         while page < pages {
@@ -118,14 +137,12 @@ impl Pfns {
             let bytes = &mut entries[..(count * 8) as usize];
             let at = (address / PAGE + page) * 8;
             pagemap.read_exact_at(bytes, at).map_err(|_| Errno::EFAULT)?;
-            if !self.add_real(&mut frames, bytes) {
-                self.add_unknown(&mut frames, pagemap, address + page * PAGE, count);
+            if !self.add_real(frames, bytes) {
+                self.add_unknown(frames, pagemap, address + page * PAGE, count);
             }
             page += count;
         }
-        frames.starts.shrink_to_fit();
-        frames.frames.shrink_to_fit();
-        Ok(frames)
+        Ok(())
     }
 
     /// Frames for `pages` pages of which nothing is known.

@@ -1,7 +1,6 @@
 //! Pinned pages of a caller or of a file, as parts that are held in different ways.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use engine::Errno;
@@ -10,12 +9,15 @@ use engine::memory::{Held, PAGE_SIZE, Pin};
 use super::Host;
 use super::map::FileMap;
 use super::pfn::Frames;
+use super::private::Registered;
 use super::process::Mm;
 
 /// What keeps the pages of a part.
 pub(crate) enum Hold {
     /// A mapping of the file behind them, from byte `offset` of the file.
     File { map: Arc<FileMap>, offset: u64 },
+    /// A kernel pin of them.
+    Pinned(Registered),
     /// Nothing: the caller's addresses from `address` are looked at when they are used.
     Window { mm: Arc<Mm>, address: u64, why: &'static str },
 }
@@ -28,16 +30,13 @@ pub(crate) struct Part {
     pub(crate) length: u64,
     pub(crate) hold: Hold,
     /// Found when the part is made, or for files when somebody asks.
-    pub(crate) frames: OnceLock<Frames>,
-    /// Pages that are not released.
-    left: AtomicU64,
+    frames: OnceLock<Frames>,
 }
 
 impl Part {
     /// A part of `length` bytes at byte `start` of its pin.
     pub(crate) fn new(start: u64, length: u64, hold: Hold, frames: Option<Frames>) -> Self {
-        let left = AtomicU64::new(length / PAGE_SIZE);
-        Self { start, length, hold, frames: frames.map_or_else(OnceLock::new, Into::into), left }
+        Self { start, length, hold, frames: frames.map_or_else(OnceLock::new, Into::into) }
     }
 
     fn end(&self) -> u64 {
@@ -52,7 +51,7 @@ impl Part {
                     .at(*offset, self.length as usize)
                     .ok_or(Errno::EFAULT)
                     .and_then(|at| host.pfns.of(&host.pagemap, at as u64, pages)),
-                Hold::Window { .. } => Err(Errno::EFAULT),
+                Hold::Pinned(_) | Hold::Window { .. } => Err(Errno::EFAULT),
             };
             found.or_else(|_| host.pfns.unknown(pages)).unwrap_or_default()
         })
@@ -61,6 +60,7 @@ impl Part {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         match &self.hold {
             Hold::File { map, offset: base } => map.read(base + offset, into),
+            Hold::Pinned(registered) => registered.read(offset, into),
             Hold::Window { mm, address, .. } => mm.peek(address + offset, into),
         }
     }
@@ -68,6 +68,7 @@ impl Part {
     fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
         match &self.hold {
             Hold::File { map, offset: base } => map.write(base + offset, from),
+            Hold::Pinned(registered) => registered.write(offset, from),
             Hold::Window { mm, address, .. } => mm.poke(address + offset, from),
         }
     }
@@ -167,8 +168,10 @@ impl Pin for Pages {
         let bytes = pages.start.saturating_mul(PAGE_SIZE)..pages.end.saturating_mul(PAGE_SIZE);
         for part in &self.parts {
             let (start, end) = (bytes.start.max(part.start), bytes.end.min(part.end()));
-            if start < end {
-                part.left.fetch_sub((end - start) / PAGE_SIZE, Ordering::AcqRel);
+            if start < end
+                && let Hold::Pinned(registered) = &part.hold
+            {
+                registered.release(start - part.start, end - part.start);
             }
         }
     }
@@ -176,11 +179,11 @@ impl Pin for Pages {
     fn held(&self) -> Held {
         let mut held = Held::Shared;
         for part in &self.parts {
-            match (&part.hold, held) {
-                (Hold::Window { why, .. }, _) => return Held::Window(why),
-                (Hold::File { .. }, _) => {}
+            match &part.hold {
+                Hold::Window { why, .. } => return Held::Window(why),
+                Hold::Pinned(_) => held = Held::Pinned,
+                Hold::File { .. } => {}
             }
-            held = Held::Shared;
         }
         held
     }

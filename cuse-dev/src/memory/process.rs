@@ -10,27 +10,36 @@ use std::fs::{File, OpenOptions};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use engine::Errno;
 use engine::memory::{AddressSpace, MmId, PAGE_SIZE, Pin};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
+use parking_lot::Mutex;
 
+use super::helper::Helper;
 use super::map::{FileKind, FileMap};
+use super::pfn::Frames;
 use super::pin::{Hold, Pages, Part};
+use super::private::Registered;
 use super::vma::{Mappings, Vma};
 use super::{Host, errno};
+use crate::caller::pending::Pending;
 use crate::caller::sys;
+use crate::inject::{Tracee, on_tracer};
 
 /// Addresses probed by one `process_vm_readv`.
 const PROBES: usize = 1024;
 
-/// Why a page of a private mapping without write permission is not pinned.
+/// Why private pages are not pinned.
 const READ_ONLY: &str = "read-only private memory cannot be pinned from outside";
-/// Why a private page is not pinned.
-const NO_PIN: &str = "no kernel pin of private memory could be taken";
+const TRACED: &str = "the process may not be traced, or is traced by another program";
+const GONE: &str = "the process is gone";
+const FOREIGN: &str = "the process runs code of another architecture";
+const NO_THREAD: &str = "no thread of the process could be stopped to make a helper";
+const NO_IO_URING: &str = "io_uring is disabled";
 
 /// The parts of a process that are one mm.
 pub(crate) struct Mm {
@@ -45,6 +54,9 @@ pub(crate) struct Mm {
     pagemap: File,
     /// The process got another mm (exec) or exited.
     left: AtomicBool,
+    helper: Mutex<Option<Arc<Helper>>>,
+    /// Why there cannot be a helper, ever.
+    refused: OnceLock<&'static str>,
 }
 
 /// One mm of a caller, for the engine.
@@ -78,7 +90,103 @@ impl Mm {
             mappings: Mappings::new(maps),
             pagemap,
             left: AtomicBool::new(false),
+            helper: Mutex::new(None),
+            refused: OnceLock::new(),
         })
+    }
+
+    pub(crate) fn pagemap(&self) -> &File {
+        &self.pagemap
+    }
+
+    /// The process has this mm no more. Its helper, if any, ends; its pins stay.
+    pub(crate) fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+        let helper = self.helper.lock().take();
+        if let Some(helper) = helper {
+            helper.end();
+        }
+    }
+
+    /// Whether the process has executed another program since its helper was made.
+    pub(crate) fn was_replaced(&self) -> bool {
+        let helper = self.helper.lock().as_ref().map(|helper| helper.tid());
+        helper.is_some_and(|helper| sys::same_memory(helper, self.pid) == Ok(false))
+    }
+
+    /// Whether the living thread `thread` has this mm.
+    fn belongs_to(&self, thread: u32) -> bool {
+        if self.left.load(Ordering::Acquire) {
+            return false;
+        }
+        let helper = self.helper.lock().as_ref().map(|helper| helper.tid());
+        if let Some(same) = helper.and_then(|tid| sys::same_memory(tid, thread).ok()) {
+            return same;
+        }
+        // A mm that nobody has reads as empty. Address 0 is never mapped: EIO while it lives.
+        !matches!(self.mem.read_at(&mut [0], 0), Ok(0))
+    }
+
+    /// The helper of this mm, made if need be; or why there is none.
+    fn helper(self: &Arc<Self>, host: &Host) -> Result<Arc<Helper>, &'static str> {
+        if let Some(why) = self.refused.get() {
+            return Err(why);
+        }
+        let mut helper = self.helper.lock();
+        if let Some(helper) = &*helper
+            && !helper.gone()
+        {
+            return Ok(helper.clone());
+        }
+        *helper = None;
+        if self.left.load(Ordering::Acquire) {
+            return Err(GONE);
+        }
+        let (mm, pending) = (self.clone(), Pending::current());
+        let made = on_tracer(move || mm.make_helper(pending.as_deref()));
+        match made.unwrap_or(Err(Errno::EAGAIN)) {
+            Ok(made) => {
+                let made = Arc::new(made);
+                if !host.watch.add(self, &self.pidfd) {
+                    return Err(NO_THREAD);
+                }
+                *helper = Some(made.clone());
+                Ok(made)
+            }
+            Err(error) => {
+                tracing::debug!(pid = self.pid, %error, "no helper for private memory");
+                Err(match error {
+                    Errno::EPERM => TRACED,
+                    Errno::ESRCH => GONE,
+                    Errno::ENOEXEC => FOREIGN,
+                    _ => NO_THREAD,
+                })
+            }
+        }
+    }
+
+    /// Makes a helper through the thread whose call is being answered, or else through any that
+    /// can be stopped. Runs on the tracer.
+    fn make_helper(&self, pending: Option<&Pending>) -> Result<Helper, Errno> {
+        if let Some(pending) = pending
+            && sys::is_thread_of(self.pid, pending.tid())
+        {
+            return pending.with_thread(Helper::make);
+        }
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid));
+        let threads = threads.map_err(|_| Errno::ESRCH)?.flatten();
+        let mut error = Errno::EBUSY;
+        for tid in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+            match Tracee::stop(tid) {
+                Ok(mut tracee) => {
+                    let made = tracee.begin().and_then(|()| Helper::make(&mut tracee));
+                    let _ = tracee.detach();
+                    return made;
+                }
+                Err(why) => error = why,
+            }
+        }
+        Err(error)
     }
 
     /// Reads the caller's memory whoever asks, and only while the mm lives. Rights of the mapping
@@ -133,19 +241,21 @@ impl ProcessMemory {
 
     /// The process has this mm no more.
     pub(crate) fn leave(&self) {
-        self.mm.left.store(true, Ordering::Release);
+        self.mm.leave();
     }
 
-    /// Whether the process is alive and `thread`, a thread of it, has this mm.
-    pub(crate) fn is_of(&self, thread: u32) -> bool {
-        if self.mm.left.load(Ordering::Acquire)
-            || !sys::alive(self.mm.pidfd.as_fd())
-            || !sys::is_thread_of(self.mm.pid, thread)
-        {
+    /// Whether the thread `thread` of the living process `pid` has this mm.
+    pub(crate) fn is_of(&self, pid: u32, thread: u32) -> bool {
+        let other = pid != self.mm.pid;
+        if other && !sys::same_memory(self.mm.pid, thread).unwrap_or(false) {
             return false;
         }
-        // A mm that nobody has reads as empty. Address 0 is never mapped: EIO while it lives.
-        !matches!(self.mm.mem.read_at(&mut [0], 0), Ok(0))
+        self.mm.belongs_to(thread)
+    }
+
+    /// The process in which the mm was found.
+    pub(crate) fn pid(&self) -> u32 {
+        self.mm.pid
     }
 
     /// The host that it belongs to.
@@ -195,8 +305,15 @@ impl ProcessMemory {
         None
     }
 
-    /// Holds `pages` pages from `address`, which lie in `vma`.
-    fn hold(&self, vma: &Vma, address: u64, length: u64, write: bool) -> Result<Hold, Errno> {
+    /// Holds `length` bytes from `address`, which lie in `vma`: how, and in which frames where
+    /// that is to be known now.
+    fn hold(
+        &self,
+        vma: &Vma,
+        address: u64,
+        length: u64,
+        write: bool,
+    ) -> Result<(Hold, Option<Frames>), Errno> {
         // GUP refuses VM_IO and VM_PFNMAP, and so does this, which uses it.
         if vma.readable {
             self.mm.probe(address, 1)?;
@@ -209,13 +326,52 @@ impl ProcessMemory {
                     return Err(Errno::EFAULT);
                 }
                 map.populate(offset, usize::try_from(length).map_err(|_| Errno::ENOMEM)?)?;
-                return Ok(Hold::File { map, offset });
+                return Ok((Hold::File { map, offset }, None));
             }
         }
+        let why = if vma.writable {
+            match self.register(address, length) {
+                Ok((registered, frames)) => {
+                    return Ok((Hold::Pinned(registered), Some(frames)));
+                }
+                Err(Refusal::Pages(error)) => return Err(error),
+                Err(Refusal::Way(why)) => why,
+            }
+        } else {
+            READ_ONLY
+        };
         self.mm.probe(address, length / PAGE_SIZE)?;
-        let why = if vma.writable { NO_PIN } else { READ_ONLY };
-        Ok(Hold::Window { mm: self.mm.clone(), address, why })
+        let frames = self.host.pfns.of(&self.mm.pagemap, address, length / PAGE_SIZE)?;
+        Ok((Hold::Window { mm: self.mm.clone(), address, why }, Some(frames)))
     }
+
+    /// Takes a kernel pin.
+    fn register(&self, address: u64, length: u64) -> Result<(Registered, Frames), Refusal> {
+        loop {
+            let helper = self.mm.helper(&self.host).map_err(Refusal::Way)?;
+            let error = match Registered::new(&self.host, &self.mm, &helper, address, length) {
+                Ok(registered) => return Ok(registered),
+                Err(error) => error,
+            };
+            return Err(match error {
+                Errno::EFAULT | Errno::ENOMEM => Refusal::Pages(error),
+                // Somebody killed the helper: another one.
+                Errno::ESRCH if helper.gone() && self.mm.thread().is_ok() => continue,
+                Errno::EPERM | Errno::ENOSYS | Errno::EACCES => {
+                    Refusal::Way(self.mm.refused.get_or_init(|| NO_IO_URING))
+                }
+                _ => Refusal::Way(NO_THREAD),
+            });
+        }
+    }
+}
+
+/// Why there is no kernel pin.
+enum Refusal {
+    /// The pages cannot be pinned, by anybody.
+    Pages(Errno),
+    /// This way is closed.
+    Way(&'static str),
 }
 
 impl AddressSpace for ProcessMemory {
@@ -266,13 +422,7 @@ impl AddressSpace for ProcessMemory {
                 return Err(Errno::EFAULT);
             }
             let stop = vma.end.min(end);
-            let hold = self.hold(&vma, at, stop - at, write)?;
-            let frames = match hold {
-                Hold::File { .. } => None,
-                Hold::Window { .. } => {
-                    Some(self.host.pfns.of(&self.mm.pagemap, at, (stop - at) / PAGE_SIZE)?)
-                }
-            };
+            let (hold, frames) = self.hold(&vma, at, stop - at, write)?;
             parts.push(Part::new(at - address, stop - at, hold, frames));
             at = stop;
         }

@@ -1,0 +1,209 @@
+//! The parked helper: a child of the caller that shares its memory and does nothing by itself.
+//!
+//! Pinning private memory needs a system call by somebody who has the mm. To stop the caller for
+//! each would be slow and, while it waits for its own ioctl, impossible. So the caller is made to
+//! clone a child once, whose descriptors, signals and session are its own, and which stays
+//! stopped. Calls run in it while the caller goes on. It is the child of a child that has ended,
+//! so that the caller never sees it as its own. It ends with this process, and is ended when the
+//! process that it came from exits or executes another program ([`super::watch`]).
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use engine::Errno;
+use parking_lot::Mutex;
+
+use super::process::Mm;
+use super::ring::{IORING_REGISTER_BUFFERS_UPDATE, Params, Ring, update_bytes};
+use crate::caller::sys;
+use crate::inject::{EXIT_KILL, Tracee, on_tracer, tracer};
+
+/// Bytes of the mm that hold the arguments of injected calls.
+const SCRATCH: u64 = 4096;
+/// Where in them the iovecs begin.
+const IOVECS: u64 = 64;
+/// `CLOSE_RANGE_UNSHARE`.
+const CLOSE_RANGE_UNSHARE: u64 = 2;
+
+/// A helper of one mm.
+pub(crate) struct Helper {
+    tid: u32,
+    pidfd: OwnedFd,
+    tracee: Arc<Mutex<Option<Tracee>>>,
+    /// Address of the scratch page in the mm.
+    scratch: u64,
+    rings: Mutex<Vec<Arc<Ring>>>,
+    ended: AtomicBool,
+}
+
+/// A range to be pinned in a slot.
+#[derive(Clone)]
+pub(crate) struct Wanted {
+    pub(crate) ring: Arc<Ring>,
+    pub(crate) slot: u32,
+    pub(crate) address: u64,
+    pub(crate) length: u64,
+}
+
+impl Helper {
+    /// Makes a helper by way of `parent`, a stopped thread of the mm that has
+    /// [begun](Tracee::begin). Runs on the tracer.
+    pub(super) fn make(parent: &mut Tracee) -> Result<Self, Errno> {
+        let (mut middle, number) = parent.clone_child(EXIT_KILL)?;
+        let made = middle.begin().and_then(|()| middle.clone_child(EXIT_KILL));
+        middle.kill();
+        // The one in the middle was the caller's child; nobody else would wait for it.
+        let _ = parent.call(libc::SYS_wait4, [number, 0, libc::__WALL as u64, 0, 0, 0]);
+        let (mut tracee, _) = made?;
+        match Self::set_up(&mut tracee) {
+            Ok((pidfd, scratch)) => Ok(Self {
+                tid: tracee.tid(),
+                pidfd,
+                tracee: Arc::new(Mutex::new(Some(tracee))),
+                scratch,
+                rings: Mutex::new(Vec::new()),
+                ended: AtomicBool::new(false),
+            }),
+            Err(error) => {
+                tracee.kill();
+                Err(error)
+            }
+        }
+    }
+
+    fn set_up(tracee: &mut Tracee) -> Result<(OwnedFd, u64), Errno> {
+        tracee.begin()?;
+        // First of all: a copy of the descriptors would keep pipes and sockets open.
+        let all = [0, u32::MAX.into(), CLOSE_RANGE_UNSHARE, 0, 0, 0];
+        tracee.call(libc::SYS_close_range, all)?;
+        tracee.call(libc::SYS_setsid, [0; 6])?;
+        let rights = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        let scratch = tracee.call(libc::SYS_mmap, [0, SCRATCH, rights, flags, u64::MAX, 0])?;
+        tracee.call(libc::SYS_madvise, [scratch, SCRATCH, libc::MADV_DONTFORK as u64, 0, 0, 0])?;
+        Ok((sys::pidfd_open(tracee.tid())?, scratch))
+    }
+
+    /// Its process id.
+    pub(super) fn tid(&self) -> u32 {
+        self.tid
+    }
+
+    /// Ends it, after what it was asked to do before. What is pinned stays pinned. Does not wait,
+    /// for the last owner may be the tracer itself.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        let tracee = self.tracee.clone();
+        let job = move || {
+            if let Some(tracee) = tracee.lock().take() {
+                tracee.kill();
+            }
+        };
+        if let Some(tracer) = tracer() {
+            // The tracer lives as long as this process, and so does the helper at most.
+            let _ = tracer.send(Box::new(job));
+        }
+    }
+
+    /// Whether it was ended, or was killed by somebody else.
+    pub(super) fn gone(&self) -> bool {
+        self.ended.load(Ordering::Acquire) || !sys::alive(self.pidfd.as_fd())
+    }
+
+    /// Free slots for `ranges` (address, length), of as few rings as may be.
+    pub(super) fn slots(
+        &self,
+        mm: &Mm,
+        ranges: impl Iterator<Item = (u64, u64)>,
+    ) -> Result<Vec<Wanted>, Errno> {
+        let mut rings = self.rings.lock();
+        let mut wanted: Vec<Wanted> = Vec::new();
+        for (address, length) in ranges {
+            let taken = rings
+                .iter()
+                .rev()
+                .find_map(|ring| ring.take_slot().map(|slot| (ring.clone(), slot)));
+            let taken = taken.map_or_else(
+                || {
+                    let ring = self.new_ring(mm)?;
+                    rings.push(ring.clone());
+                    ring.take_slot().map(|slot| (ring, slot)).ok_or(Errno::ENOMEM)
+                },
+                Ok,
+            );
+            match taken {
+                Ok((ring, slot)) => wanted.push(Wanted { ring, slot, address, length }),
+                Err(error) => {
+                    wanted.iter().for_each(|one| one.ring.give_back(one.slot));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn new_ring(&self, mm: &Mm) -> Result<Arc<Ring>, Errno> {
+        mm.poke(self.scratch, &[0; Params::SIZE])?;
+        let (tracee, scratch) = (self.tracee.clone(), self.scratch);
+        let number = on_tracer(move || {
+            let mut tracee = tracee.lock();
+            let tracee = tracee.as_mut().ok_or(Errno::ESRCH)?;
+            let arguments = [Params::ENTRIES, scratch, 0, 0, 0, 0];
+            tracee.call(libc::SYS_io_uring_setup, arguments)
+        })
+        .ok_or(Errno::EAGAIN)??;
+        let mut params = [0; Params::SIZE];
+        mm.peek(self.scratch, &mut params)?;
+        let fd = sys::pidfd_getfd(self.pidfd.as_fd(), number as i32)?;
+        Ok(Arc::new(Ring::new(fd, number, Params::from_bytes(&params))?))
+    }
+
+    /// Pins each of `wanted` in turn, on the tracer, and tells `done` about each when it is
+    /// pinned or failed; after a failure the rest is not tried. Returns at once.
+    pub(super) fn pin(
+        &self,
+        mm: &Arc<Mm>,
+        wanted: Vec<Wanted>,
+        done: impl Fn(Result<(), Errno>) + Send + 'static,
+    ) -> Result<(), Errno> {
+        let (tracee, scratch, mm) = (self.tracee.clone(), self.scratch, mm.clone());
+        let job = move || {
+            let mut tracee = tracee.lock();
+            for one in wanted {
+                let pinned = match tracee.as_mut() {
+                    Some(tracee) => register(tracee, &mm, scratch, &one),
+                    None => Err(Errno::ESRCH),
+                };
+                let failed = pinned.is_err();
+                done(pinned);
+                if failed {
+                    return;
+                }
+            }
+        };
+        tracer().ok_or(Errno::EAGAIN)?.send(Box::new(job)).map_err(|_| Errno::EAGAIN)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        if !self.ended.load(Ordering::Acquire) {
+            self.end();
+        }
+    }
+}
+
+fn register(tracee: &mut Tracee, mm: &Mm, scratch: u64, one: &Wanted) -> Result<(), Errno> {
+    let mut bytes = [0; IOVECS as usize + 16];
+    bytes[..32].copy_from_slice(&update_bytes(one.slot, scratch + IOVECS, 1));
+    bytes[IOVECS as usize..][..8].copy_from_slice(&one.address.to_ne_bytes());
+    bytes[IOVECS as usize + 8..].copy_from_slice(&one.length.to_ne_bytes());
+    mm.poke(scratch, &bytes)?;
+    let opcode = IORING_REGISTER_BUFFERS_UPDATE.into();
+    let arguments = [one.ring.number(), opcode, scratch, 32, 0, 0];
+    match tracee.call(libc::SYS_io_uring_register, arguments)? {
+        1 => Ok(()),
+        _ => Err(Errno::EFAULT),
+    }
+}
