@@ -16,6 +16,7 @@
 //! | reads `/proc/PID/status` | [`status`] shows what the engine pinned |
 //! | asks for faults | [`fail_nth`] and [`debugfs`] stand for the kernel's files |
 //!
+//! [`trace`] shows each ioctl to who asks for it.
 //! [`front`] tells which processes there are, and why.
 
 mod arch;
@@ -33,6 +34,7 @@ mod paths;
 mod process;
 mod status;
 mod supervisor;
+mod trace;
 
 use std::ffi::OsString;
 use std::io;

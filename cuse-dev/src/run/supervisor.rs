@@ -24,7 +24,7 @@ use super::fail_nth::FailNth;
 use super::notify::{Listener, Notification};
 use super::paths::{Ours, Thread, classify};
 use super::process::{self, process_of};
-use super::status;
+use super::{status, trace};
 use crate::caller::{CallerProcess, Callers};
 use crate::event_files::{EventFiles, FileId};
 use crate::memory::Host;
@@ -312,8 +312,12 @@ impl Supervisor {
         open: &OpenContext,
     ) -> Result<i64, Errno> {
         let caller = IoctlCaller::new(self, call, process);
-        let result = open.context.ioctl(&caller, call.args[1] as u32, call.args[2])?;
-        Ok(caller.installed().map_or(result, i64::from))
+        let (command, argument) = (call.args[1] as u32, call.args[2]);
+        let what = trace::Call { tid: call.tid, context: open.context.id().0, command, argument };
+        trace::around(what, &*process.memory(), || {
+            let result = open.context.ioctl(&caller, command, argument)?;
+            Ok(caller.installed().map_or(result, i64::from))
+        })
     }
 
     fn mmap(&self, call: &Notification) -> Answer {

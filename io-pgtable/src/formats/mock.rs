@@ -18,6 +18,9 @@ impl MockV1 {
     /// MOCK_IOMMUPT_HUGE: pages of MOCK_PAGE_SIZE and of MOCK_HUGE_PAGE_SIZE. The dirty tests count on
     /// a 2 MiB page being two.
     pub fn huge_pages() -> Config {
-        Config { page_sizes: 1 << Self::GRANULE_LG2 | 1 << (Self::GRANULE_LG2 + 9), ..Self::config() }
+        Config {
+            page_sizes: 1 << Self::GRANULE_LG2 | 1 << (Self::GRANULE_LG2 + 9),
+            ..Self::config()
+        }
     }
 }

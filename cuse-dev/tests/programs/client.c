@@ -1,0 +1,304 @@
+/* What a program under `softiommu run` may do, one thing for each argument. Exits with 0 when all
+ * went as with the kernel. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define IOMMU_DESTROY 0x3b80
+#define IOMMU_IOAS_ALLOC 0x3b81
+
+struct alloc { uint32_t size, flags, id; };
+struct destroy { uint32_t size, id; };
+
+#define CHECK(what)                                                            \
+    do {                                                                       \
+        if (!(what)) {                                                         \
+            fprintf(stderr, "line %d: %s: %s\n", __LINE__, #what, strerror(errno)); \
+            exit(1);                                                           \
+        }                                                                      \
+    } while (0)
+
+static int open_iommu(void)
+{
+    int fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+    CHECK(fd >= 0);
+    return fd;
+}
+
+static uint32_t alloc(int fd)
+{
+    struct alloc alloc = { .size = sizeof(alloc) };
+    CHECK(ioctl(fd, IOMMU_IOAS_ALLOC, &alloc) == 0);
+    return alloc.id;
+}
+
+static void destroy(int fd, uint32_t id)
+{
+    struct destroy destroy = { .size = sizeof(destroy), .id = id };
+    CHECK(ioctl(fd, IOMMU_DESTROY, &destroy) == 0);
+}
+
+static void pair(int fd)
+{
+    destroy(fd, alloc(fd));
+}
+
+static void succeeds(pid_t child)
+{
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void *thread(void *fd)
+{
+    for (int i = 0; i < 200; i++)
+        pair(*(int *)fd);
+    return NULL;
+}
+
+static void threads(void)
+{
+    int fd = open_iommu();
+    pthread_t all[8];
+    for (int i = 0; i < 8; i++)
+        CHECK(pthread_create(&all[i], NULL, thread, &fd) == 0);
+    for (int i = 0; i < 8; i++)
+        CHECK(pthread_join(all[i], NULL) == 0);
+    CHECK(alloc(fd) == 1);
+}
+
+/* The child has the parent's context, and what it does there stays. */
+static void forks(void)
+{
+    int fd = open_iommu();
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        CHECK(alloc(fd) == 1);
+        pair(open_iommu());
+        _exit(0);
+    }
+    succeeds(child);
+    destroy(fd, 1);
+}
+
+/* An iommufd without close-on-exec is there after exec, with another mm. */
+static void execs(char **argv)
+{
+    int fd = open("/dev/iommu", O_RDWR);
+    char number[16];
+    CHECK(fd >= 0 && alloc(fd) == 1);
+    snprintf(number, sizeof(number), "%d", fd);
+    execl(argv[0], argv[0], "inherited", number, NULL);
+    CHECK(0);
+}
+
+static void inherited(const char *number)
+{
+    int fd = atoi(number);
+    CHECK(alloc(fd) == 2);
+    destroy(fd, 1);
+    destroy(fd, 2);
+}
+
+static void passes_descriptor(void)
+{
+    int ends[2];
+    char byte = 0, space[CMSG_SPACE(sizeof(int))] = { 0 };
+    struct iovec iov = { &byte, 1 };
+    struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space,
+                              .msg_controllen = sizeof(space) };
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        int fd;
+        CHECK(recvmsg(ends[1], &message, 0) == 1);
+        memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
+        destroy(fd, 1);
+        pair(fd);
+        _exit(0);
+    }
+    int fd = open_iommu();
+    CHECK(alloc(fd) == 1);
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(fd));
+    memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+    CHECK(sendmsg(ends[0], &message, 0) == 1);
+    close(fd);
+    succeeds(child);
+}
+
+static void contexts(void)
+{
+    for (int i = 0; i < 1000; i++) {
+        int fd = open_iommu();
+        CHECK(alloc(fd) == 1);
+        CHECK(close(fd) == 0);
+    }
+    /* Many at once, left to the exit. */
+    for (int i = 0; i < 200; i++)
+        alloc(open_iommu());
+}
+
+static void expect(int fd, unsigned long command, void *argument, int error)
+{
+    errno = 0;
+    int result = ioctl(fd, command, argument);
+    if (result != -1 || errno != error) {
+        fprintf(stderr, "%#lx %p: %d, errno %d and not %d\n", command, argument, result, errno,
+                error);
+        exit(1);
+    }
+}
+
+static void hostile(void)
+{
+    int fd = open_iommu();
+    char *pages = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(pages != MAP_FAILED && munmap(pages + 4096, 4096) == 0);
+    struct alloc *edge = (struct alloc *)(pages + 4096 - sizeof(struct alloc));
+
+    expect(fd, IOMMU_IOAS_ALLOC, NULL, EFAULT);
+    expect(fd, IOMMU_IOAS_ALLOC, (void *)-4096L, EFAULT);
+    expect(fd, IOMMU_IOAS_ALLOC, (void *)-1L, EFAULT);
+    expect(fd, IOMMU_IOAS_ALLOC, pages + 4096, EFAULT);
+    expect(fd, IOMMU_IOAS_ALLOC, pages + 4094, EFAULT);
+    edge->size = 4097;
+    expect(fd, IOMMU_IOAS_ALLOC, edge, EFAULT);
+    for (uint32_t size = 0; size < sizeof(*edge); size++) {
+        edge->size = size;
+        expect(fd, IOMMU_IOAS_ALLOC, edge, EINVAL);
+    }
+    edge->size = sizeof(*edge);
+    edge->flags = 1;
+    expect(fd, IOMMU_IOAS_ALLOC, edge, EOPNOTSUPP);
+    edge->flags = 0;
+    CHECK(ioctl(fd, IOMMU_IOAS_ALLOC, edge) == 0 && edge->id == 1);
+    destroy(fd, 1);
+
+    CHECK(mprotect(pages, 4096, PROT_READ) == 0);
+    expect(fd, IOMMU_IOAS_ALLOC, edge, EFAULT);
+    CHECK(alloc(fd) == 1);
+    destroy(fd, 1);
+
+    struct destroy gone = { .size = sizeof(gone), .id = 1 };
+    expect(fd, IOMMU_DESTROY, &gone, ENOENT);
+    gone.id = UINT32_MAX;
+    expect(fd, IOMMU_DESTROY, &gone, ENOENT);
+    expect(fd, 0x3bff, &gone, ENOTTY);
+    expect(fd, 0x5401, &gone, ENOTTY);
+    expect(-1, IOMMU_DESTROY, &gone, EBADF);
+    expect(12345, IOMMU_DESTROY, &gone, EBADF);
+    expect(open("/dev/null", O_RDWR), IOMMU_DESTROY, &gone, ENOTTY);
+    expect(open("/dev/iommu", O_PATH), IOMMU_DESTROY, &gone, EBADF);
+
+    errno = 0;
+    CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0) == MAP_FAILED && errno == ENXIO);
+    CHECK(open("/dev/iommu", O_RDWR | O_DIRECTORY) == -1 && errno == ENOTDIR);
+    CHECK(open("/dev/iommu", O_RDWR | O_CREAT | O_EXCL, 0600) == -1 && errno == EEXIST);
+    CHECK(chdir("/dev") == 0);
+    pair(open("iommu", O_RDWR));
+    pair(openat(open("/", O_PATH), "dev/../dev//iommu", O_RDWR));
+}
+
+static volatile sig_atomic_t alarms;
+
+static void on_alarm(int signal)
+{
+    (void)signal;
+    alarms++;
+}
+
+/* Calls are neither repeated nor lost when signals come all the time. */
+static void interrupted(void)
+{
+    struct sigaction action = { .sa_handler = on_alarm, .sa_flags = SA_RESTART };
+    CHECK(sigaction(SIGALRM, &action, NULL) == 0);
+    CHECK(ualarm(300, 300) == 0);
+    int fd = open_iommu();
+    for (uint32_t i = 1; alarms < 50 || i < 500; i++)
+        CHECK(alloc(fd) == i);
+    ualarm(0, 0);
+}
+
+/* Until it is killed. */
+static void busy(void)
+{
+    puts("busy");
+    fflush(stdout);
+    for (;;) {
+        int fd = open_iommu();
+        for (int i = 0; i < 5; i++)
+            alloc(fd);
+        close(fd);
+    }
+}
+
+/* /proc/PID/fail-nth: each site fails in its turn, and then none does. */
+static void faults(void)
+{
+    char path[64], text[16];
+    snprintf(path, sizeof(path), "/proc/self/task/%d/fail-nth", getpid());
+    int nth_fd = open(path, O_RDWR), fd = open_iommu(), nth = 1;
+    CHECK(nth_fd >= 0);
+    for (;; nth++) {
+        struct alloc alloc = { .size = sizeof(alloc) };
+        int length = snprintf(text, sizeof(text), "%d", nth);
+        CHECK(pwrite(nth_fd, text, length, 0) == length);
+        int result = ioctl(fd, IOMMU_IOAS_ALLOC, &alloc);
+        CHECK((length = pread(nth_fd, text, sizeof(text), 0)) > 1);
+        CHECK(pwrite(nth_fd, "0", 1, 0) == 1);
+        if (result == 0) {
+            CHECK(text[0] != '0');
+            break;
+        }
+        CHECK(errno == ENOMEM && length == 2 && text[0] == '0' && text[1] == '\n');
+    }
+    CHECK(nth > 2);
+    CHECK(alloc(fd) == 2);
+}
+
+int main(int argc, char **argv)
+{
+    const char *what = argc > 1 ? argv[1] : "pair";
+    if (!strcmp(what, "pair"))
+        pair(open_iommu());
+    else if (!strcmp(what, "threads"))
+        threads();
+    else if (!strcmp(what, "forks"))
+        forks();
+    else if (!strcmp(what, "execs"))
+        execs(argv);
+    else if (!strcmp(what, "inherited"))
+        inherited(argv[2]);
+    else if (!strcmp(what, "passes"))
+        passes_descriptor();
+    else if (!strcmp(what, "contexts"))
+        contexts();
+    else if (!strcmp(what, "hostile"))
+        hostile();
+    else if (!strcmp(what, "interrupted"))
+        interrupted();
+    else if (!strcmp(what, "busy"))
+        busy();
+    else if (!strcmp(what, "faults"))
+        faults();
+    else
+        CHECK(!"a known argument");
+    return 0;
+}
