@@ -41,6 +41,11 @@ const FOREIGN: &str = "the process runs code of another architecture";
 const NO_THREAD: &str = "no thread of the process could be stopped to make a helper";
 const NO_IO_URING: &str = "io_uring is disabled";
 
+thread_local! {
+    /// The process and the thread whose call this thread answers, or answered last.
+    static WAITING: std::cell::Cell<(u32, u32)> = const { std::cell::Cell::new((0, 0)) };
+}
+
 /// The parts of a process that are one mm.
 pub(crate) struct Mm {
     id: MmId,
@@ -204,7 +209,14 @@ impl Mm {
         if self.left.load(Ordering::Acquire) {
             return Err(Errno::EFAULT);
         }
-        Ok(Pid::from_raw(self.thread.load(Ordering::Relaxed) as i32))
+        // The thread whose call this thread answers cannot go. Any other one can, at any time.
+        let (pid, waiting) = WAITING.get();
+        if pid == self.pid {
+            return Ok(Pid::from_raw(waiting as i32));
+        }
+        let thread = self.thread.load(Ordering::Relaxed);
+        let thread = if sys::is_thread_of(self.pid, thread) { thread } else { self.pid };
+        Ok(Pid::from_raw(thread as i32))
     }
 
     /// Whether each page of the range can be read as the caller could. Maps what is missing.
@@ -237,6 +249,7 @@ impl ProcessMemory {
     /// `thread` is now calling with this mm.
     pub(crate) fn called_by(&self, thread: u32) {
         self.mm.thread.store(thread, Ordering::Relaxed);
+        WAITING.set((self.mm.pid, thread));
     }
 
     /// The process has this mm no more.
