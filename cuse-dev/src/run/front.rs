@@ -118,6 +118,8 @@ fn wait(supervisor: &OwnedFd, strict: bool) -> io::Result<End> {
     let mut program = None;
     let mut stopped = false;
     let mut end = None;
+    // What came for a program that we do not know yet.
+    let mut early = Vec::new();
     loop {
         let mut fds = [
             PollFd::new(supervisor.as_fd(), PollFlags::POLLIN),
@@ -128,7 +130,14 @@ fn wait(supervisor: &OwnedFd, strict: bool) -> io::Result<End> {
             other => other?,
         };
         while let Ok(Some(signal)) = signals.read_signal() {
-            pass_on(signal.ssi_signo as i32, signal.ssi_code, program, stopped);
+            let number = signal.ssi_signo as i32;
+            if !is_for_the_program(number, signal.ssi_code, stopped) {
+                continue;
+            }
+            match program {
+                None if end.is_none() => early.push(number),
+                program => send(program, number),
+            }
         }
         let any = fds[0].any().unwrap_or(false);
         if !any {
@@ -137,7 +146,10 @@ fn wait(supervisor: &OwnedFd, strict: bool) -> io::Result<End> {
         let mut bytes = [0; 5];
         let length = nix::unistd::read(supervisor, &mut bytes)?;
         match News::decode(bytes).filter(|_| length == bytes.len()) {
-            Some(News::Started(pid)) => program = Some(pid),
+            Some(News::Started(pid)) => {
+                program = Some(pid);
+                early.drain(..).for_each(|signal| send(program, signal));
+            }
             Some(News::Stopped(signal)) => {
                 stopped = true;
                 do_to_self(signal);
@@ -182,7 +194,7 @@ fn do_to_self(signal: i32) {
     }
 }
 
-fn pass_on(signal: i32, code: i32, program: Option<i32>, stopped: bool) {
+fn is_for_the_program(signal: i32, code: i32, stopped: bool) -> bool {
     // What the kernel sends is about the terminal, which the program shares, or about us.
     let from_a_process = code <= 0;
     let wanted = match signal {
@@ -190,9 +202,7 @@ fn pass_on(signal: i32, code: i32, program: Option<i32>, stopped: bool) {
         libc::SIGCONT => stopped,
         _ => true,
     };
-    if from_a_process && wanted {
-        send(program, signal);
-    }
+    from_a_process && wanted
 }
 
 fn send(program: Option<i32>, signal: i32) {

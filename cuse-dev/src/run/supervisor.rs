@@ -272,10 +272,15 @@ impl Supervisor {
         let process = self
             .callers
             .resolve(tid)
-            .inspect_err(|errno| tracing::warn!(tid, %errno, "cannot look into the caller"))
+            .inspect_err(|errno| {
+                // ESRCH: it was killed in the middle of its call.
+                if *errno != Errno::ESRCH {
+                    tracing::warn!(tid, %errno, "cannot look into the caller");
+                }
+            })
             .ok()?;
         let file = process.descriptor(tid, fd).inspect_err(|errno| {
-            if *errno != Errno::EBADF {
+            if !matches!(errno, Errno::EBADF | Errno::ESRCH) {
                 tracing::warn!(tid, fd, %errno, "cannot see the caller's descriptor");
             }
         });

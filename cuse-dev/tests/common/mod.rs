@@ -1,0 +1,87 @@
+//! What the tests of `softiommu run` share: the client program, built once a test binary, and a
+//! place that every user can read.
+#![allow(dead_code)] // each test binary uses its part
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// The tests' programs and files; gone when dropped.
+pub(crate) struct Place {
+    pub(crate) directory: TempDir,
+}
+
+impl Place {
+    /// Builds the client with `flags`. Nothing where the machine has no C compiler that can.
+    pub(crate) fn with_client(flags: &[&str]) -> Option<Self> {
+        let directory = tempfile::Builder::new().prefix("softiommu-test-").tempdir().unwrap();
+        let place = Self { directory };
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/client.c");
+        let built = Command::new("cc")
+            .args(["-O2", "-pthread", "-o"])
+            .arg(place.client())
+            .args(flags)
+            .arg(source)
+            .stdin(Stdio::null())
+            .output();
+        match built {
+            Ok(output) if output.status.success() => Some(place),
+            Ok(output) => {
+                eprintln!("SKIPPED: cc: {}", String::from_utf8_lossy(&output.stderr));
+                None
+            }
+            Err(error) => {
+                eprintln!("SKIPPED: no C compiler: {error}");
+                None
+            }
+        }
+    }
+
+    pub(crate) fn client(&self) -> PathBuf {
+        self.directory.path().join("client")
+    }
+}
+
+/// `softiommu run` with `options`; the program and its arguments follow.
+pub(crate) fn softiommu_run(options: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_softiommu"));
+    command.arg("run").args(options).arg("--").stdin(Stdio::null()).env_remove("RUST_LOG");
+    command
+}
+
+/// Whether this machine lets us run anything under the filter (an old kernel, or a supervisor
+/// around us, does not). Says so if not.
+pub(crate) fn can_run() -> bool {
+    let output = softiommu_run(&[]).arg("true").output().unwrap();
+    if !output.status.success() {
+        eprintln!("SKIPPED: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    output.status.success()
+}
+
+/// Runs to the end; fails when that takes minutes.
+pub(crate) fn finish(mut command: Command) -> Output {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(240);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > end {
+            child.kill().unwrap();
+            let output = child.wait_with_output().unwrap();
+            panic!("{command:?} hangs: {}", text(&output));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.wait_with_output().unwrap()
+}
+
+/// All that it said.
+pub(crate) fn text(output: &Output) -> String {
+    format!(
+        "{:?}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
