@@ -41,14 +41,22 @@ impl Field {
         self.values.is_empty()
     }
 
-    fn encode(&self, prot: Prot) -> Option<u64> {
-        let wanted = prot & self.care;
+    const fn encode(&self, prot: Prot) -> Option<u64> {
+        let wanted = prot.bits() & self.care.bits();
         if self.is_bit() {
-            return Some(if wanted.is_empty() { 0 } else { self.mask });
+            return Some(if wanted == 0 { 0 } else { self.mask });
         }
-        self.values.iter().find(|(p, _)| *p == wanted).map(|(_, value)| *value)
+        let mut row = 0;
+        while row < self.values.len() {
+            if self.values[row].0.bits() == wanted {
+                return Some(self.values[row].1);
+            }
+            row += 1;
+        }
+        None
     }
 
+    #[inline]
     fn decode(&self, entry: u64) -> Prot {
         let value = entry & self.mask;
         if self.is_bit() {
@@ -56,6 +64,30 @@ impl Field {
         }
         self.values.iter().find(|(_, v)| *v == value).map_or(Prot::empty(), |(p, _)| *p)
     }
+}
+
+/// Combinations of permissions that there are.
+const PROTS: usize = Prot::all().bits() as usize + 1;
+
+/// The bits that express each combination of permissions, `None` where the fields cannot.
+const fn encodings(fields: &[Field]) -> [Option<u64>; PROTS] {
+    let (mut encodings, mut prot) = ([None; PROTS], 0);
+    while prot < PROTS {
+        let (mut attrs, mut known, mut field) = (Some(0), 0, 0);
+        while field < fields.len() {
+            known |= fields[field].care.bits();
+            attrs = match (attrs, fields[field].encode(Prot::from_bits_retain(prot as u32))) {
+                (Some(attrs), Some(bits)) => Some(attrs | bits),
+                _ => None,
+            };
+            field += 1;
+        }
+        if prot as u32 & !known == 0 {
+            encodings[prot] = attrs;
+        }
+        prot += 1;
+    }
+    encodings
 }
 
 /// How an entry remembers that its page was written.
@@ -227,16 +259,13 @@ pub trait Format: Send + Sync + 'static {
     }
 
     /// The bits of a leaf, of any level and size, that express `prot`.
+    #[inline]
     fn attrs(prot: Prot, track: bool) -> Result<u64, Error> {
-        let known = Self::FIELDS.iter().fold(Prot::empty(), |all, field| all | field.care);
-        let mut attrs = 0;
-        for field in Self::FIELDS {
-            attrs |= field.encode(prot).ok_or(Error::Unsupported { prot })?;
+        let attrs = const { encodings(Self::FIELDS) };
+        match attrs.get(prot.bits() as usize) {
+            Some(&Some(attrs)) => Ok(if track { attrs } else { Self::untracked(attrs) }),
+            _ => Err(Error::Unsupported { prot }),
         }
-        if !known.contains(prot) {
-            return Err(Error::Unsupported { prot });
-        }
-        Ok(if track { attrs } else { Self::untracked(attrs) })
     }
 
     /// What a leaf permits.

@@ -66,18 +66,31 @@ impl<'m> Tab<'m> {
         all.get(range).unwrap_or(&[])
     }
 
-    /// Writes entries of a table that is not published yet; nothing if the range leaves the table.
+    /// Some entries as plain words, which the compiler may access in wide pieces; an empty slice if the
+    /// range leaves the table.
     ///
     /// # Safety
-    /// No entry points at the table yet, and the caller is its only user.
+    /// Nobody else accesses the table while the slice is in use: it is not linked yet, or the caller is
+    /// its writer and it has no readers.
     #[inline]
-    pub(crate) unsafe fn init(self, range: Range<usize>, mut entry: impl FnMut(usize) -> u64) {
-        if range.end > self.len() {
-            return;
+    pub(crate) unsafe fn plain(self, range: Range<usize>) -> &'m mut [u64] {
+        if range.start > range.end || range.end > self.len() {
+            return &mut [];
         }
-        for (n, index) in range.enumerate() {
-            // SAFETY: in bounds as just checked; the caller says that nobody else uses the words.
-            unsafe { self.words.as_ptr().add(index).write(entry(n)) };
+        // SAFETY: in bounds as just checked; the caller says that the words are its own for now.
+        unsafe {
+            let first = self.words.as_ptr().add(range.start);
+            core::slice::from_raw_parts_mut(first, range.len())
         }
+    }
+
+    /// Writes entries of a table that nobody else sees; nothing if the range leaves the table.
+    ///
+    /// # Safety
+    /// As for [`Self::plain`].
+    #[inline]
+    pub(crate) unsafe fn init(self, range: Range<usize>, entry: u64) {
+        // SAFETY: passed through.
+        unsafe { self.plain(range) }.fill(entry);
     }
 }

@@ -21,6 +21,30 @@ pub(super) struct Mapper<'a, F: Format, M: Memory> {
     /// Sizes that pages may have; bit n: 2^n bytes.
     pub(super) sizes: u64,
     pub(super) attrs: u64,
+    /// Whether there are no readers, so that entries need not be atomic.
+    pub(super) solo: bool,
+}
+
+/// Stores a run of entries that starts with `first` and goes up by `stride` every 2^`repeat` words.
+#[inline]
+fn each_entry<W>(
+    words: impl IntoIterator<Item = W>,
+    first: u64,
+    stride: u64,
+    repeat: u32,
+    store: impl Fn(W, u64),
+) {
+    let mut entry = first;
+    if repeat == 0 {
+        for word in words.into_iter() {
+            store(word, entry);
+            entry = entry.wrapping_add(stride);
+        }
+    } else {
+        for (n, word) in words.into_iter().enumerate() {
+            store(word, first.wrapping_add(stride.wrapping_mul((n >> repeat) as u64)));
+        }
+    }
 }
 
 impl<F: Format, M: Memory> Table<F, M> {
@@ -63,7 +87,9 @@ impl<F: Format, M: Memory> Table<F, M> {
         let mut done = 0;
         if result.is_ok() {
             let (shared, retired) = (&*self.shared, &mut self.retired);
-            let mut mapper = Mapper { shared, retired, iova: first, pa, left: len, sizes, attrs };
+            let solo = !shared.epochs.watched();
+            let mut mapper =
+                Mapper { shared, retired, iova: first, pa, left: len, sizes, attrs, solo };
             result = mapper.start();
             done = len - mapper.left;
         }
@@ -83,9 +109,9 @@ impl<F: Format, M: Memory> Table<F, M> {
             }
             let level = levels;
             let (new, tab) = shared.alloc(F::index_lg2(level))?;
-            let entry = |index| if index == 0 { F::table(level, pa) } else { F::absent(level) };
             // SAFETY: the page was just allocated and nothing points at it.
-            unsafe { tab.init(0..tab.len(), entry) };
+            unsafe { tab.init(0..tab.len(), F::absent(level)) };
+            tab.store(0, F::table(level, pa));
             shared.top.store(new | u64::from(levels + 1), Release);
         }
     }
@@ -111,6 +137,19 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
         // A page cannot be larger than what the top's entries can be part of.
         self.sizes &= Config::low(F::shift(level) + tab.lg2());
         fence(Release);
+        // Where the whole range is inside of one entry that is a table, the way is straight down.
+        let (mut level, mut tab) = (level, tab);
+        while level > 0 {
+            let shift = F::shift(level);
+            let within = Config::low(shift);
+            let entry = tab.load(tab.index(self.iova, shift));
+            let inside = self.left - 1 < within && within - (self.iova & within) >= self.left - 1;
+            if !inside || F::kind(level, entry) != Kind::Table {
+                break;
+            }
+            tab = self.shared.child(level, entry, self.iova)?;
+            level -= 1;
+        }
         self.fill::<false>(level, tab)
     }
 
@@ -157,7 +196,7 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
         let mut index = tab.index(self.iova, shift);
         if FRESH {
             // SAFETY: the table is not linked.
-            unsafe { tab.init(0..index, |_| absent) };
+            unsafe { tab.init(0..index, absent) };
         }
         let mut result;
         loop {
@@ -179,7 +218,7 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
         }
         if FRESH {
             // SAFETY: the table is not linked.
-            unsafe { tab.init(index.min(tab.len())..tab.len(), |_| absent) };
+            unsafe { tab.init(index.min(tab.len())..tab.len(), absent) };
         }
         result
     }
@@ -204,25 +243,14 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
         let stride = F::leaf(level, lg2, self.attrs, self.pa.wrapping_add(1 << each));
         let stride = stride.wrapping_sub(first);
         let repeat = each - shift;
-        if FRESH {
-            let entry = |n: usize| first.wrapping_add(stride.wrapping_mul((n >> repeat) as u64));
-            // SAFETY: the table is not linked.
-            unsafe { tab.init(index..index + count, entry) };
+        let range = index..index + count;
+        if FRESH || self.solo {
+            // SAFETY: the table is not linked, or has no readers besides its writer.
+            let words = unsafe { tab.plain(range) };
+            each_entry(words, first, stride, repeat, |word, entry| *word = entry);
         } else {
-            let words = tab.words(index..index + count);
-            if repeat == 0 {
-                let mut entry = first;
-                for word in words {
-                    word.store(entry, Relaxed);
-                    entry = entry.wrapping_add(stride);
-                }
-            } else {
-                let pages = words.chunks(1 << repeat);
-                for (n, page) in pages.enumerate() {
-                    let entry = first.wrapping_add(stride.wrapping_mul(n as u64));
-                    page.iter().for_each(|word| word.store(entry, Relaxed));
-                }
-            }
+            let words = tab.words(range);
+            each_entry(words, first, stride, repeat, |word, entry| word.store(entry, Relaxed));
         }
         Ok(())
     }
@@ -231,8 +259,14 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
     #[inline]
     fn vacate(&mut self, level: u8, tab: Tab<'_>, index: usize, count: usize) -> Result<(), Error> {
         let absent = F::absent(level);
-        let words = tab.words(index..index + count);
-        let other = words.iter().fold(0, |any, word| any | (word.load(Relaxed) ^ absent));
+        let other = if self.solo {
+            // SAFETY: the table has no readers besides its writer.
+            let words = unsafe { tab.plain(index..index + count) };
+            words.iter().fold(0, |any, word| any | (word ^ absent))
+        } else {
+            let words = tab.words(index..index + count).iter();
+            words.fold(0, |any, word| any | (word.load(Relaxed) ^ absent))
+        };
         if other == 0 { Ok(()) } else { self.vacate_slowly(level, tab, index, count) }
     }
 
@@ -317,7 +351,7 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
         let entry = made.as_ref().map_or(F::absent(level), |pa| F::table(level, *pa));
         if FRESH {
             // SAFETY: the table is not linked.
-            unsafe { tab.init(index..index + 1, |_| entry) };
+            unsafe { tab.init(index..index + 1, entry) };
         } else if made.is_ok() {
             tab.store(index, entry);
         }

@@ -161,7 +161,7 @@ impl<F: Format, M: Memory> Table<F, M> {
         let level = config.levels - 1;
         let (pa, tab) = shared.alloc(config.room_lg2::<F>(config.levels))?;
         // SAFETY: the page was just allocated and nothing points at it.
-        unsafe { tab.init(0..tab.len(), |_| F::absent(level)) };
+        unsafe { tab.init(0..tab.len(), F::absent(level)) };
         shared.top.store(pa | u64::from(config.levels), Release);
         Ok(Self { shared: Arc::new(shared), retired: Retired::new() })
     }

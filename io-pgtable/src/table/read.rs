@@ -100,16 +100,27 @@ impl<F: Format, M: Memory> Shared<F, M> {
     /// the top does not reach so far (or there is none any more).
     #[inline]
     pub(super) fn find(&self, iova: u64) -> Result<Option<Found<'_>>, Error> {
-        let Some((mut level, mut tab)) = self.top() else { return Ok(None) };
+        let Some((level, tab)) = self.top() else { return Ok(None) };
         if self.config.dynamic_top && iova > self.reach(level + 1) {
             return Ok(None);
         }
+        self.find_from(level, tab, iova).map(Some)
+    }
+
+    /// The rest of a walk, from `tab` on.
+    #[inline]
+    pub(super) fn find_from<'a>(
+        &'a self,
+        mut level: u8,
+        mut tab: Tab<'a>,
+        iova: u64,
+    ) -> Result<Found<'a>, Error> {
         loop {
             let index = tab.index(iova, F::shift(level));
             let entry = tab.load(index);
             let kind = F::kind(level, entry);
             if kind != Kind::Table {
-                return Ok(Some(Found { level, tab, index, entry, kind }));
+                return Ok(Found { level, tab, index, entry, kind });
             }
             if level == 0 {
                 return Err(Error::Malformed { iova, entry });

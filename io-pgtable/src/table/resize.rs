@@ -95,7 +95,8 @@ impl<F: Format, M: Memory> Table<F, M> {
         let sizes = shared.config.sizes::<F>();
         let pa = |iova| page.pa + (iova - page.first);
         let left = if at > first { at - first } else { last - first + 1 };
-        let mut mapper = Mapper { shared, retired, iova: first, pa: pa(first), left, sizes, attrs };
+        let (iova, start, solo) = (first, pa(first), false);
+        let mut mapper = Mapper { shared, retired, iova, pa: start, left, sizes, attrs, solo };
         let mut filled = mapper.fill::<true>(level, child);
         if at > first && filled.is_ok() {
             (mapper.iova, mapper.pa, mapper.left) = (at, pa(at), last - at + 1);

@@ -52,6 +52,8 @@ struct Unmapper<'a, F: Format, M: Memory, S> {
     bytes: u64,
     /// Whether to free tables that become empty although the range does not cover them.
     prune: bool,
+    /// Whether there are no readers, so that entries need not be atomic.
+    solo: bool,
 }
 
 impl<F: Format, M: Memory> Table<F, M> {
@@ -83,10 +85,26 @@ impl<F: Format, M: Memory> Table<F, M> {
             return Ok(0);
         }
         let last = last.min(reach);
-        shared.at_boundary(first, false)?;
-        shared.at_boundary(last, true)?;
-        let retired = &mut self.retired;
-        let mut unmapper = Unmapper { shared, retired, sink, bytes: 0, prune: false };
+        // Where the whole range is inside of one entry that is a table, the way is straight down.
+        let (mut level, mut tab) = (level, tab);
+        while level > 0 {
+            let shift = F::shift(level);
+            let within = Config::low(shift);
+            let entry = tab.load(tab.index(first, shift));
+            if (first ^ last) & !within != 0 || last - first == within {
+                break;
+            }
+            match F::kind(level, entry) {
+                Kind::Table => tab = shared.child(level, entry, first)?,
+                Kind::Absent => return Ok(0),
+                Kind::Leaf | Kind::Reserved => break,
+            }
+            level -= 1;
+        }
+        shared.at_boundary(level, tab, first, false)?;
+        shared.at_boundary(level, tab, last, true)?;
+        let (retired, solo) = (&mut self.retired, !shared.epochs.watched());
+        let mut unmapper = Unmapper { shared, retired, sink, bytes: 0, prune: false, solo };
         unmapper.sweep(level, tab, first, last)?;
         Ok(unmapper.bytes)
     }
@@ -95,7 +113,8 @@ impl<F: Format, M: Memory> Table<F, M> {
     pub(super) fn prune(&mut self, first: u64, last: u64) {
         let (shared, retired) = (&*self.shared, &mut self.retired);
         if let Some((level, tab)) = shared.top() {
-            let mut unmapper = Unmapper { shared, retired, sink: Nobody, bytes: 0, prune: true };
+            let (sink, solo) = (Nobody, !shared.epochs.watched());
+            let mut unmapper = Unmapper { shared, retired, sink, bytes: 0, prune: true, solo };
             // Only a malformed entry can stop it, and the mapper came by all of these just now.
             let _ = unmapper.sweep(level, tab, first, last);
         }
@@ -103,10 +122,10 @@ impl<F: Format, M: Memory> Table<F, M> {
 }
 
 impl<F: Format, M: Memory> Shared<F, M> {
-    /// Checks that the page at `iova`, if there is one, begins there, or ends there if `end`.
+    /// Checks that the page at `iova`, below `tab`, if there is one, begins there, or ends there if `end`.
     #[inline]
-    fn at_boundary(&self, iova: u64, end: bool) -> Result<(), Error> {
-        let Some(found) = self.find(iova)? else { return Ok(()) };
+    fn at_boundary(&self, level: u8, tab: Tab<'_>, iova: u64, end: bool) -> Result<(), Error> {
+        let found = self.find_from(level, tab, iova)?;
         if found.kind == Kind::Leaf {
             let lg2 = F::leaf_lg2(found.level, found.entry);
             let within = Config::low(lg2);
@@ -116,6 +135,12 @@ impl<F: Format, M: Memory> Shared<F, M> {
         }
         Ok(())
     }
+}
+
+/// Whether an entry of level 0 maps something.
+#[inline]
+fn present<F: Format>(entry: u64) -> bool {
+    F::kind(0, entry) != Kind::Absent
 }
 
 impl<F: Format, M: Memory, S: Sink> Unmapper<'_, F, M, S> {
@@ -134,14 +159,27 @@ impl<F: Format, M: Memory, S: Sink> Unmapper<'_, F, M, S> {
         let (from, to) = (tab.index(first, shift), tab.index(last, shift));
         let absent = F::absent(level);
         if level == 0 {
+            let range = from..to + 1;
+            if S::EACH {
+                for (n, entry) in tab.words(range.clone()).iter().enumerate() {
+                    let iova = (first & !Config::low(shift)) + ((n as u64) << shift);
+                    let entry = entry.load(Relaxed);
+                    if present::<F>(entry) {
+                        self.report(0, iova, entry);
+                    }
+                }
+            }
             let mut count = 0;
-            for (n, word) in tab.words(from..to + 1).iter().enumerate() {
-                let entry = word.load(Relaxed);
-                let present = F::kind(0, entry) == Kind::Leaf;
-                count += u64::from(present);
-                word.store(absent, Relaxed);
-                if S::EACH && present {
-                    self.report(0, (first & !Config::low(shift)) + ((n as u64) << shift), entry);
+            if self.solo {
+                // SAFETY: the table has no readers besides its writer.
+                for word in unsafe { tab.plain(range) } {
+                    count += u64::from(present::<F>(*word));
+                    *word = absent;
+                }
+            } else {
+                for word in tab.words(range) {
+                    count += u64::from(present::<F>(word.load(Relaxed)));
+                    word.store(absent, Relaxed);
                 }
             }
             self.bytes += count << shift;
@@ -190,17 +228,27 @@ impl<F: Format, M: Memory, S: Sink> Unmapper<'_, F, M, S> {
     fn dismantle(&mut self, level: u8, pa: u64, tab: Tab<'_>, base: u64) -> Result<(), Error> {
         let shift = F::shift(level);
         let mut count = 0;
-        for (index, word) in tab.words(0..tab.len()).iter().enumerate() {
-            let entry = word.load(Relaxed);
-            let kind = F::kind(level, entry);
-            count += u64::from(kind == Kind::Leaf);
-            if S::EACH && kind == Kind::Leaf {
-                self.report(level, base + ((index as u64) << shift), entry);
-            }
-            if level > 0 && kind == Kind::Table {
+        if level == 0 && !S::EACH && self.solo {
+            // SAFETY: the table has no readers besides its writer.
+            let words = unsafe { tab.plain(0..tab.len()) };
+            count = words.iter().map(|&word| u64::from(present::<F>(word))).sum();
+        } else {
+            for (index, word) in tab.words(0..tab.len()).iter().enumerate() {
+                let entry = word.load(Relaxed);
                 let iova = base + ((index as u64) << shift);
-                let child = self.shared.child(level, entry, iova)?;
-                self.dismantle(level - 1, F::table_pa(level, entry), child, iova)?;
+                match F::kind(level, entry) {
+                    Kind::Leaf => {
+                        count += 1;
+                        if S::EACH {
+                            self.report(level, iova, entry);
+                        }
+                    }
+                    Kind::Table if level > 0 => {
+                        let child = self.shared.child(level, entry, iova)?;
+                        self.dismantle(level - 1, F::table_pa(level, entry), child, iova)?;
+                    }
+                    Kind::Table | Kind::Absent | Kind::Reserved => {}
+                }
             }
         }
         self.bytes += count << shift;
