@@ -1,4 +1,4 @@
-//! An IOAS against a model that is a list, with every page's pins counted.
+//! The model: an IOAS is a list of areas, and a page has the pins that the list says.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -6,23 +6,22 @@ use std::sync::Arc;
 use ioctl_abi::iommufd::*;
 use proptest::prelude::*;
 
-use super::{AccessId, AccessUser, Owner};
+use super::super::{AccessId, AccessUser, Owner};
 use crate::domain::Domain;
 use crate::ioas::Ioas;
 use crate::memory::PAGE_SIZE;
-use crate::pages::Transfer;
 use crate::testing::{TestCaller, TestDomain};
-use crate::{Context, Engine, Errno, Node, inject};
+use crate::{Context, Engine, Errno, Node};
 
-const BUFFER: u64 = 0x40_0000;
+pub(super) const BUFFER: u64 = 0x40_0000;
 const BUFFER_PAGES: u64 = 24;
 /// IOVAs that fixed maps and ranges use, in units of half pages.
 const UNITS: u64 = 96;
 const UNIT: u64 = PAGE_SIZE / 2;
-const RW: u32 = IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE;
+pub(super) const RW: u32 = IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE;
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Map { at: Option<u64>, from: u64, units: u64, writable: bool },
     Copy { at: Option<u64>, from: u64, units: u64 },
     Unmap { at: u64, units: u64 },
@@ -36,7 +35,7 @@ enum Step {
     Unpin,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let at = || 0..UNITS;
     let units = || 0..12_u64;
     prop_oneof![
@@ -74,16 +73,16 @@ impl AccessUser for NoUser {
     fn unmap(&self, _: u64, _: u64) {}
 }
 
-struct World {
-    caller: TestCaller,
-    context: Arc<Context>,
-    ioas: Arc<Ioas>,
-    access: AccessId,
+pub(super) struct World {
+    pub(super) caller: TestCaller,
+    pub(super) context: Arc<Context>,
+    pub(super) ioas: Arc<Ioas>,
+    pub(super) access: AccessId,
     areas: Vec<Area>,
     allowed: Vec<RangeInclusive<u64>>,
     reserved: Vec<(Owner, RangeInclusive<u64>)>,
-    domains: Vec<Arc<TestDomain>>,
-    pinned: Vec<(u64, u64)>,
+    pub(super) domains: Vec<Arc<TestDomain>>,
+    pub(super) pinned: Vec<(u64, u64)>,
     maps: usize,
 }
 
@@ -92,7 +91,7 @@ fn overlap(a: &RangeInclusive<u64>, b: &RangeInclusive<u64>) -> bool {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let caller = TestCaller::limited(1000);
         caller.memory.map(BUFFER, BUFFER_PAGES, true);
         let context = Engine::new().open(Node::Iommu);
@@ -177,7 +176,7 @@ impl World {
         }
     }
 
-    fn run(&mut self, step: &Step) -> Result<(), TestCaseError> {
+    pub(super) fn run(&mut self, step: &Step) -> Result<(), TestCaseError> {
         match *step {
             Step::Map { at, from, units, writable } => {
                 let (va, length) = (BUFFER + from * UNIT, units * UNIT);
@@ -405,7 +404,7 @@ impl World {
     }
 
     /// Everything that can be seen is as the model has it.
-    fn check(&self) -> Result<(), TestCaseError> {
+    pub(super) fn check(&self) -> Result<(), TestCaseError> {
         let mut seen = Vec::new();
         self.ioas.each_area(&mut |start, last| seen.push((start, last)));
         let mut expect: Vec<_> = self.areas.iter().map(|a| (a.start, a.last)).collect();
@@ -457,100 +456,4 @@ impl World {
         prop_assert_eq!(accounts.totals(mm).pinned, charged);
         Ok(())
     }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
-
-    #[test]
-    fn behaves_like_the_model(steps in prop::collection::vec(step(), 1..60)) {
-        let mut world = World::new();
-        for step in &steps {
-            // What an access has pinned could not be unmapped.
-            if matches!(step, Step::Unmap { .. } | Step::UnmapAll) {
-                while !world.pinned.is_empty() {
-                    world.run(&Step::Unpin)?;
-                }
-            }
-            world.run(step)?;
-            world.check()?;
-        }
-        while !world.pinned.is_empty() {
-            world.run(&Step::Unpin)?;
-        }
-        world.ioas.remove_access(world.access);
-        for domain in std::mem::take(&mut world.domains) {
-            let domain: Arc<dyn Domain> = domain;
-            world.ioas.detach_domain(&domain);
-        }
-        prop_assert_eq!(world.context.close(), 0);
-        prop_assert_eq!(world.caller.memory.all_pins(), 0);
-    }
-
-    /// Whichever allocation fails, nothing is left of the call, and the next one works.
-    #[test]
-    fn a_failed_map_leaves_nothing(nth in 1..12_u64, domains in 0..3_usize) {
-        let world = World::new();
-        let attached: Vec<Arc<dyn Domain>> =
-            (0..domains).map(|_| TestDomain::new(0..=u64::MAX, PAGE_SIZE) as _).collect();
-        for domain in &attached {
-            world.ioas.attach_domain(domain).unwrap();
-        }
-        let map = || {
-            let mut map = iommu_ioas_map {
-                flags: RW,
-                ioas_id: world.ioas.id(),
-                user_va: BUFFER,
-                length: 5 * PAGE_SIZE,
-                ..Default::default()
-            };
-            world.caller.call(&world.context, &mut map)
-        };
-        let (result, left) = inject::with_fail_nth(nth, map);
-        prop_assert_eq!(result.is_err(), left.fired.is_some());
-        if result.is_err() {
-            prop_assert_eq!(world.caller.memory.all_pins(), 0);
-            prop_assert!(!world.ioas.maps_all(PAGE_SIZE, 1));
-            map().unwrap();
-        }
-        let pins = if domains > 0 { 5 } else { 0 };
-        prop_assert_eq!(world.caller.memory.all_pins(), pins);
-        for domain in &attached {
-            world.ioas.detach_domain(domain);
-        }
-        prop_assert_eq!(world.caller.memory.all_pins(), 0);
-    }
-}
-
-#[test]
-fn accesses_copy_live_bytes_and_respect_rights() {
-    let world = World::new();
-    let mut map = iommu_ioas_map {
-        flags: IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_FIXED_IOVA,
-        ioas_id: world.ioas.id(),
-        user_va: BUFFER + 100,
-        length: 3 * PAGE_SIZE,
-        iova: 0x5000,
-        ..Default::default()
-    };
-    world.caller.call(&world.context, &mut map).unwrap();
-    let memory = &world.caller.memory;
-    let message = [7; 5000];
-    crate::memory::AddressSpace::write(&**memory, BUFFER + 600, &message).unwrap();
-    let mut bytes = [0; 5000];
-    let read = |bytes: &mut [u8]| world.ioas.copy_at(0x5000 + 500, Transfer::Read(bytes));
-    read(&mut bytes).unwrap();
-    assert_eq!(bytes, message);
-    // Partly pinned: the pinned page is reached through the pin, also when the VA is gone.
-    world.ioas.pin_pages(0x5000 + PAGE_SIZE, 1, false).unwrap();
-    memory.unmap(BUFFER + PAGE_SIZE, 1);
-    bytes.fill(0);
-    read(&mut bytes).unwrap();
-    assert_eq!(bytes, message);
-    world.ioas.unpin_pages(0x5000 + PAGE_SIZE, 1);
-    assert_eq!(read(&mut bytes), Err(Errno::EFAULT));
-    let write = world.ioas.copy_at(0x5000, Transfer::Write(&[1]));
-    assert_eq!(write, Err(Errno::EPERM));
-    let past = world.ioas.copy_at(0x5000 + 3 * PAGE_SIZE - 1, Transfer::Read(&mut [0; 2]));
-    assert_eq!(past, Err(Errno::ENOENT));
 }
