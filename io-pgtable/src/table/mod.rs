@@ -200,6 +200,16 @@ impl<F: Format, M: Memory> Table<F, M> {
         (pages, bytes)
     }
 
+    /// Shows every page: its physical address and its words.
+    pub(crate) fn each_page(&self, mut f: impl FnMut(u64, alloc::vec::Vec<u64>)) {
+        let Some((level, tab)) = self.shared.top() else { return };
+        self.shared.each_table(level, self.top().0, tab, &mut |pa, bytes| {
+            if let Some(tab) = self.shared.tab(pa, (bytes / 8).trailing_zeros()) {
+                f(pa, (0..tab.len()).map(|index| tab.load(index)).collect());
+            }
+        });
+    }
+
     /// A handle for another thread.
     pub fn reader(&self) -> Reader<F, M> {
         Reader { seat: self.shared.epochs.enlist(), shared: self.shared.clone() }

@@ -44,7 +44,7 @@ pub struct Step {
 }
 
 impl Step {
-    fn new<F: Format>(level: u8, index: usize, iova: u64, entry: u64) -> Self {
+    pub(crate) fn new<F: Format>(level: u8, index: usize, iova: u64, entry: u64) -> Self {
         let (kind, shift) = (F::kind(level, entry), F::shift(level));
         let leaf = kind == Kind::Leaf;
         let lg2 = if leaf { F::leaf_lg2(level, entry) } else { shift };
