@@ -219,6 +219,23 @@ impl Mm {
         Ok(Pid::from_raw(thread as i32))
     }
 
+    /// Gives the caller pages of its own where it would share or copy them at its next write, as a
+    /// pin does, so that they stay the same pages then. Changes no byte: the kernel takes the pages
+    /// for writing before it finds that what should be written is not there.
+    fn unshare(&self, address: u64, pages: u64) -> Result<(), Errno> {
+        let thread = self.thread()?;
+        // Address 0 is never mapped here.
+        let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 };
+        for page in 0..pages {
+            let base = (address + page * PAGE_SIZE) as usize as *mut libc::c_void;
+            let remote = libc::iovec { iov_base: base, iov_len: 1 };
+            // SAFETY: both vectors outlive the call. It reads no memory of ours, as `nothing` is
+            // none, and writes none of the caller's for the same reason.
+            unsafe { libc::process_vm_writev(thread.as_raw(), &nothing, 1, &remote, 1, 0) };
+        }
+        Ok(())
+    }
+
     /// Whether each page of the range can be read as the caller could. Maps what is missing.
     fn probe(&self, address: u64, pages: u64) -> Result<(), Errno> {
         let thread = self.thread()?;
@@ -353,6 +370,9 @@ impl ProcessMemory {
         } else {
             READ_ONLY
         };
+        if vma.writable && !vma.shared {
+            self.mm.unshare(address, length / PAGE_SIZE)?;
+        }
         self.mm.probe(address, length / PAGE_SIZE)?;
         let frames = self.host.pfns.of(&self.mm.pagemap, address, length / PAGE_SIZE)?;
         Ok((Hold::Window { mm: self.mm.clone(), address, why }, Some(frames)))
