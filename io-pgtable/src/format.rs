@@ -224,6 +224,12 @@ pub trait Format: Send + Sync + 'static {
         }
     }
 
+    /// 1 if an entry of level 0 is not absent, else 0: what unmap counts with.
+    #[inline]
+    fn used(entry: u64) -> u64 {
+        u64::from(Self::kind(0, entry) != Kind::Absent)
+    }
+
     /// The physical address of the table that `entry` points at.
     #[inline]
     fn table_pa(_level: u8, entry: u64) -> u64 {

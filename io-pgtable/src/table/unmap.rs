@@ -137,12 +137,6 @@ impl<F: Format, M: Memory> Shared<F, M> {
     }
 }
 
-/// Whether an entry of level 0 maps something.
-#[inline]
-fn present<F: Format>(entry: u64) -> bool {
-    F::kind(0, entry) != Kind::Absent
-}
-
 impl<F: Format, M: Memory, S: Sink> Unmapper<'_, F, M, S> {
     #[inline]
     fn report(&mut self, level: u8, iova: u64, entry: u64) {
@@ -164,7 +158,7 @@ impl<F: Format, M: Memory, S: Sink> Unmapper<'_, F, M, S> {
                 for (n, entry) in tab.words(range.clone()).iter().enumerate() {
                     let iova = (first & !Config::low(shift)) + ((n as u64) << shift);
                     let entry = entry.load(Relaxed);
-                    if present::<F>(entry) {
+                    if F::used(entry) != 0 {
                         self.report(0, iova, entry);
                     }
                 }
@@ -173,12 +167,12 @@ impl<F: Format, M: Memory, S: Sink> Unmapper<'_, F, M, S> {
             if self.solo {
                 // SAFETY: the table has no readers besides its writer.
                 for word in unsafe { tab.plain(range) } {
-                    count += u64::from(present::<F>(*word));
+                    count += F::used(*word);
                     *word = absent;
                 }
             } else {
                 for word in tab.words(range) {
-                    count += u64::from(present::<F>(word.load(Relaxed)));
+                    count += F::used(word.load(Relaxed));
                     word.store(absent, Relaxed);
                 }
             }
@@ -231,7 +225,7 @@ impl<F: Format, M: Memory, S: Sink> Unmapper<'_, F, M, S> {
         if level == 0 && !S::EACH && self.solo {
             // SAFETY: the table has no readers besides its writer.
             let words = unsafe { tab.plain(0..tab.len()) };
-            count = words.iter().map(|&word| u64::from(present::<F>(word))).sum();
+            count = words.iter().map(|&word| F::used(word)).sum();
         } else {
             for (index, word) in tab.words(0..tab.len()).iter().enumerate() {
                 let entry = word.load(Relaxed);
