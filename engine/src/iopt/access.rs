@@ -86,8 +86,8 @@ impl Ioas {
     /// Pins `length` bytes at `iova` for an access and answers their frames, in order. Undone by
     /// [`Ioas::unpin_pages`] of the same range. All or nothing.
     ///
-    /// `EINVAL` for no length, for memory of a dma-buf, for what is being unmapped, or where two
-    /// areas meet inside of a page; `EOVERFLOW`; `ENOENT` when something is not mapped; `EPERM`
+    /// `EINVAL` for no length, for memory of a dma-buf, for what is being unmapped, where the
+    /// first byte or two areas' border is inside of a page; `EOVERFLOW`; `ENOENT` when something is not mapped; `EPERM`
     /// when `write` is asked of a read-only area; and what pinning answers.
     pub fn pin_pages(&self, iova: u64, length: u64, write: bool) -> Result<Vec<Frames>, Errno> {
         let range = range(iova, length)?;
@@ -97,8 +97,8 @@ impl Ioas {
         for (index, part) in parts.iter().enumerate() {
             let first = part.area.at + (part.iovas.start() - part.start);
             let end = part.area.at + (part.iovas.end() - part.start) + 1;
-            let aligned = (index == 0 || first.is_multiple_of(PAGE_SIZE))
-                && (index == last || end.is_multiple_of(PAGE_SIZE));
+            let aligned =
+                first.is_multiple_of(PAGE_SIZE) && (index == last || end.is_multiple_of(PAGE_SIZE));
             if part.area.leaving || !aligned || part.area.pages.dmabuf().is_some() {
                 return Err(Errno::EINVAL);
             }

@@ -151,11 +151,10 @@ impl IommuDevice for MockDevice {
     }
 
     fn capabilities(&self) -> HwCapabilities {
-        if self.flags.contains(DeviceFlags::NO_DIRTY) {
-            HwCapabilities::empty()
-        } else {
-            HwCapabilities::DIRTY_TRACKING
-        }
+        let mut capabilities = HwCapabilities::PCI_ATS_NOT_SUPPORTED;
+        let dirty = !self.flags.contains(DeviceFlags::NO_DIRTY);
+        capabilities.set(HwCapabilities::DIRTY_TRACKING, dirty);
+        capabilities
     }
 
     fn max_pasid_log2(&self) -> u8 {

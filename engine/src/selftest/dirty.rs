@@ -14,7 +14,7 @@ use crate::{Errno, inject};
 pub(super) fn mark(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), Errno> {
     let mut body: iommu_test_dirty = command.body();
     let whole = |value: u64| value.checked_rem(body.page_size) == Some(0);
-    if !whole(body.iova) || !whole(body.length) || body.uptr == 0 {
+    if !whole(body.iova) || !whole(body.length) || body.length == 0 || body.uptr == 0 {
         return Err(Errno::EINVAL);
     }
     let domain = paging_domain(call, command.id)?;
@@ -35,7 +35,9 @@ pub(super) fn mark(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), 
             for bit in (0..8).filter(|bit| set & (1 << bit) != 0) {
                 let page = byte * 8 + bit;
                 let at = page.checked_mul(body.page_size).and_then(|at| body.iova.checked_add(at));
-                if page < bits && at.is_some_and(|at| domain.mark_dirty(at)) {
+                if let Some(at) = at.filter(|_| page < bits) {
+                    // Counted whether or not anything is mapped there.
+                    domain.mark_dirty(at);
                     body.out_nr_dirty += 1;
                 }
             }

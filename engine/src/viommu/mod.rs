@@ -67,7 +67,8 @@ impl Object for Viommu {
 /// `IOMMU_VIOMMU_ALLOC`.
 pub(crate) fn alloc(call: &Call<'_>, command: &mut iommu_viommu_alloc) -> Result<(), Errno> {
     let default = command.r#type == IOMMU_VIOMMU_TYPE_DEFAULT;
-    if command.flags != 0 || command.__reserved != 0 || default {
+    // The kernel does not look at `__reserved`.
+    if command.flags != 0 || default {
         return Err(Errno::EOPNOTSUPP);
     }
     let objects = call.context.objects();

@@ -98,12 +98,14 @@ fn accesses_copy_live_bytes_and_respect_rights() {
     read(&mut bytes).unwrap();
     assert_eq!(bytes, message);
     // Partly pinned: the pinned page is reached through the pin, also when the VA is gone.
-    world.ioas.pin_pages(0x5000 + PAGE_SIZE, 1, false).unwrap();
+    let second = 0x5000 + PAGE_SIZE - 100;
+    assert_eq!(world.ioas.pin_pages(second + 1, 1, false), Err(Errno::EINVAL));
+    world.ioas.pin_pages(second, 1, false).unwrap();
     memory.unmap(BUFFER + PAGE_SIZE, 1);
     bytes.fill(0);
     read(&mut bytes).unwrap();
     assert_eq!(bytes, message);
-    world.ioas.unpin_pages(0x5000 + PAGE_SIZE, 1);
+    world.ioas.unpin_pages(second, 1);
     assert_eq!(read(&mut bytes), Err(Errno::EFAULT));
     let write = world.ioas.copy_at(0x5000, Transfer::Write(&[1]));
     assert_eq!(write, Err(Errno::EPERM));

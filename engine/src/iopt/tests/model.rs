@@ -374,7 +374,7 @@ impl World {
         let count = parts.len();
         for (index, part) in parts.iter().enumerate() {
             let end = part.va + (part.last - part.start) + 1;
-            if (index > 0 && !part.va.is_multiple_of(PAGE_SIZE))
+            if !part.va.is_multiple_of(PAGE_SIZE)
                 || (index + 1 < count && !end.is_multiple_of(PAGE_SIZE))
             {
                 return Err(Errno::EINVAL);
