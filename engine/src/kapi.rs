@@ -6,9 +6,10 @@
 //! [`Access`] instead. The selftest's mock devices and accesses are one user of this module;
 //! `tests/external_driver.rs` shows another one.
 //!
-//! All calls but an access's pins and copies take the context's serial lock, which is reentrant: they may be made from the
-//! destructor of an object of the context and from [`AccessOps::unmap`], but not from inside an
-//! IOMMU driver's methods (see [`crate::driver`]).
+//! All calls but an access's pins and copies take the context's serial lock, which is reentrant:
+//! they may be made from the destructor of an object of the context and from
+//! [`AccessOps::unmap`], but not from inside an IOMMU driver's methods (see [`crate::driver`]).
+//! DMA ([`Device::dma`]) takes no lock that a caller of the kAPI could hold.
 
 use std::sync::Arc;
 
