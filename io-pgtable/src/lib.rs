@@ -16,6 +16,12 @@
 //! assert_eq!(table.unmap(0x20_0000, 0x40_0000)?, 0x40_0000);
 //! # Ok::<(), io_pgtable::Error>(())
 //! ```
+//!
+//! # How it is tested
+//! One suite (`tests/formats.rs`) runs over every format; raw entries are checked against worked values
+//! (`tests/worked.rs`). Under `cfg(miri)` the suite's counts are small: run it with
+//! `MIRIFLAGS=-Zmiri-permissive-provenance cargo +nightly miri test -p io-pgtable`, because the [`Heap`]
+//! turns addresses back into pointers. `fuzz/` drives random operations with libFuzzer.
 #![no_std]
 
 extern crate alloc;

@@ -8,7 +8,6 @@ use super::{Shared, Table, retire};
 use crate::raw::Tab;
 use crate::reclaim::Retired;
 use crate::{Config, Error, Format, Kind, Memory, Prot};
-use core::ops::Range;
 use core::sync::atomic::{Ordering::*, fence};
 
 /// A map under way.
@@ -235,7 +234,7 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
         count: usize,
     ) -> Result<(), Error> {
         let shift = F::shift(level);
-        if !FRESH && !self.solo {
+        if !FRESH {
             self.vacate(level, tab, index, count)?;
         }
         // Entries repeat over a page that takes several, unless each has its own address.
@@ -245,14 +244,6 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
         let stride = stride.wrapping_sub(first);
         let repeat = each - shift;
         let range = index..index + count;
-        if !FRESH
-            && self.solo
-            && !self.fill_vacant(level, tab, range.clone(), first, stride, repeat)
-        {
-            self.vacate(level, tab, index, count)?;
-        } else if !FRESH && self.solo {
-            return Ok(());
-        }
         if FRESH || self.solo {
             // SAFETY: the table is not linked, or has no readers besides its writer.
             let words = unsafe { tab.plain(range) };
@@ -262,43 +253,6 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
             each_entry(words, first, stride, repeat, |word, entry| word.store(entry, Relaxed));
         }
         Ok(())
-    }
-
-    /// Writes a run into a table without readers as long as it finds absent entries, so that looking and
-    /// writing go on at the same time. Takes back what it wrote and returns false if it finds others.
-    #[inline]
-    fn fill_vacant(
-        &self,
-        level: u8,
-        tab: Tab<'_>,
-        range: Range<usize>,
-        first: u64,
-        stride: u64,
-        repeat: u32,
-    ) -> bool {
-        const CHUNK: usize = 16;
-        let absent = F::absent(level);
-        if repeat != 0 {
-            return false;
-        }
-        // SAFETY: the table has no readers besides its writer.
-        let words = unsafe { tab.plain(range) };
-        let (mut entry, mut done) = (first, 0);
-        for chunk in words.chunks_mut(CHUNK) {
-            if chunk.iter().fold(0, |any, word| any | (*word ^ absent)) != 0 {
-                break;
-            }
-            for word in chunk.iter_mut() {
-                *word = entry;
-                entry = entry.wrapping_add(stride);
-            }
-            done += chunk.len();
-        }
-        let vacant = done == words.len();
-        if !vacant {
-            words[..done].fill(absent);
-        }
-        vacant
     }
 
     /// Makes sure that entries are absent; tables with nothing mapped below them are removed.
