@@ -161,6 +161,9 @@ impl Access {
     /// `EINVAL` for no length, a range that areas do not let be split at pages, or an access that
     /// was not made to pin; `EOVERFLOW`; `ENOENT` when it is not attached or something is not
     /// mapped; `EPERM` when it asks to `write` what is mapped read-only; `ENOMEM`.
+    ///
+    /// A driver that pins while the user may unmap holds a lock of its own from here until it has
+    /// noted the pin, and in [`AccessOps::unmap`]: else a pin could be missed there.
     pub fn pin(&self, iova: u64, length: u64, write: bool) -> Result<PinnedPages, Errno> {
         if !self.pins() {
             return Err(Errno::EINVAL);
