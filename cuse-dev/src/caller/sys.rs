@@ -131,6 +131,34 @@ pub(crate) fn memlock_limit(pid: u32) -> Result<u64, Errno> {
     // SAFETY: a null new limit changes nothing; `limit` takes the old one.
     let asked =
         unsafe { libc::prlimit(pid, libc::RLIMIT_MEMLOCK, std::ptr::null(), &raw mut limit) };
-    result(asked.into())?;
-    Ok(if limit.rlim_cur == libc::RLIM_INFINITY { u64::MAX } else { limit.rlim_cur })
+    match result(asked.into()) {
+        // Another user's, and no CAP_SYS_RESOURCE to ask. Anybody may read the file.
+        Err(Errno::EPERM) => memlock_limit_shown(pid),
+        asked => asked
+            .map(|_| if limit.rlim_cur == libc::RLIM_INFINITY { u64::MAX } else { limit.rlim_cur }),
+    }
+}
+
+/// [`memlock_limit`] as `/proc/PID/limits` shows it: "Max locked memory  65536  65536  bytes".
+fn memlock_limit_shown(pid: libc::pid_t) -> Result<u64, Errno> {
+    let limits =
+        std::fs::read_to_string(format!("/proc/{pid}/limits")).map_err(|_| Errno::EPERM)?;
+    let soft = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max locked memory"))
+        .and_then(|line| line.split_whitespace().next())
+        .ok_or(Errno::EPERM)?;
+    if soft == "unlimited" { Ok(u64::MAX) } else { soft.parse().map_err(|_| Errno::EPERM) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_shown_as_it_is_answered() {
+        let pid = std::process::id();
+        let shown = memlock_limit_shown(pid.try_into().unwrap());
+        assert_eq!(shown, memlock_limit(pid));
+    }
 }

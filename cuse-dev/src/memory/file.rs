@@ -24,12 +24,13 @@ impl HostFile {
     /// What `file`, a duplicate of a caller's descriptor, is to the engine. The caller has
     /// already found that it is no file of the engine.
     pub fn classify(host: &Arc<Host>, file: OwnedFd) -> Result<CallerFile, Errno> {
-        let kind = FileKind::of(file.as_fd())?;
-        if !kind.regular {
-            return Ok(CallerFile::Other);
-        }
         let flags = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GETFL)?;
         if flags & libc::O_PATH != 0 {
+            // Names a place, not a file.
+            return Err(Errno::EBADF);
+        }
+        let kind = FileKind::of(file.as_fd())?;
+        if !kind.regular {
             return Ok(CallerFile::Other);
         }
         let writable = flags & libc::O_ACCMODE == libc::O_RDWR;
