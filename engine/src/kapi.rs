@@ -4,7 +4,7 @@
 //! space or a HWPT that the user named, and unbinds it in the end. A driver of something without a
 //! device of its own (an emulated one, a mediated one) reaches the memory of an IOAS through an
 //! [`Access`] instead. The selftest's mock devices and accesses are one user of this module;
-//! `tests/external_driver.rs` shows another one.
+//! `tests/devices.rs`, with an IOMMU driver outside of the engine, is another one.
 //!
 //! All calls but an access's pins and copies take the context's serial lock, which is reentrant:
 //! they may be made from the destructor of an object of the context and from
