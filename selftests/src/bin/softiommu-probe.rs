@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use softiommu_selftests::probe::{BAD_PROGRAM, play};
+
 fn main() -> ExitCode {
     let files: Vec<String> = std::env::args().skip(1).collect();
     if files.is_empty() || files[0].starts_with('-') {
@@ -11,6 +13,7 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(2);
     }
+    let mut bad = false;
     for file in &files {
         let program = match std::fs::read_to_string(file) {
             Ok(program) => program,
@@ -19,9 +22,11 @@ fn main() -> ExitCode {
                 return ExitCode::FAILURE;
             }
         };
-        for line in softiommu_selftests::probe::play(&program) {
+        let lines = play(&program);
+        bad |= lines.iter().any(|line| line.contains(BAD_PROGRAM));
+        for line in lines {
             println!("{line}");
         }
     }
-    ExitCode::SUCCESS
+    if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -4,30 +4,25 @@
 use std::ffi::CString;
 use std::fmt::Write as _;
 
-use ioctl_abi::command::{Argument, COMMANDS};
-use ioctl_abi::layout::{Field, How, Layout};
-use ioctl_abi::selftest::{TEST_OPS, iommu_test_cmd};
-use ioctl_abi::{AbiStruct, command};
 use nix::errno::Errno;
 
+use super::process::Threads;
 use super::value::Names;
 
-/// Bytes kept for a struct, whatever size the program says it has.
-const ROOM: usize = 8192;
-
 /// The state of a program: its descriptors, memory and names.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Machine {
-    names: Names,
-    last_open: String,
+    pub(super) names: Names,
+    pub(super) last_open: String,
+    pub(super) threads: Threads,
 }
 
 /// A system call's result as a program's output shows it.
-fn result(value: i64) -> Result<i64, Errno> {
+pub(super) fn result(value: i64) -> Result<i64, Errno> {
     if value == -1 { Err(Errno::last()) } else { Ok(value) }
 }
 
-fn show(result: Result<i64, Errno>) -> String {
+pub(super) fn show(result: Result<i64, Errno>) -> String {
     match result {
         Ok(value) => value.to_string(),
         Err(errno) => format!("{errno:?}"),
@@ -43,12 +38,24 @@ impl Machine {
         };
         match words[0] {
             "for" => self.sweep(line),
+            "fork:" => self.fork(line),
+            "alarm:" => self.alarmed(line),
+            "thread" => self.start_thread(line),
+            "join" => self.join_thread(words.get(1).ok_or("join NAME")?),
+            "memlock" => Ok(show(super::process::limit_locked_memory(value(1)?))),
+            "caps" => {
+                Ok(if super::process::may_lock_memory() { "IPC_LOCK" } else { "none" }.into())
+            }
             "open" => {
                 let path = CString::new(*words.get(2).unwrap_or(&"/dev/iommu")).unwrap_or_default();
+                let access = match words.get(3).copied() {
+                    Some("ro") => libc::O_RDONLY,
+                    Some("wo") => libc::O_WRONLY,
+                    _ => libc::O_RDWR,
+                };
                 // SAFETY: `path` is a C string.
-                let fd = result(
-                    unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) }.into(),
-                );
+                let fd =
+                    result(unsafe { libc::open(path.as_ptr(), access | libc::O_CLOEXEC) }.into());
                 self.opened(words[1], fd)
             }
             "memfd" => {
@@ -65,8 +72,24 @@ impl Machine {
             }
             "dup" => {
                 // SAFETY: a plain system call.
-                let fd = result(unsafe { libc::dup(value(2)? as i32) }.into());
+                let fd = result(
+                    unsafe { libc::dup(self.fd(words.get(2).ok_or("dup NAME OLD")?)?) }.into(),
+                );
                 self.opened_quietly(words[1], fd)
+            }
+            "lastfd" => {
+                // SAFETY: plain system calls on numbers that may be no descriptors.
+                let open = |fd: &i32| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0;
+                let fd = (0..1024).rev().find(open).ok_or(Errno::EBADF);
+                self.opened_quietly(words[1], fd.map(i64::from))
+            }
+            "fdflags" => {
+                let fd = self.fd(words[1])?;
+                // SAFETY: plain system calls.
+                let (fd_flags, flags) =
+                    unsafe { (libc::fcntl(fd, libc::F_GETFD), libc::fcntl(fd, libc::F_GETFL)) };
+                let shown = flags & (libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_APPEND);
+                Ok(format!("{fd_flags} {shown:#o}"))
             }
             "close" => {
                 let fd = self.fd(words[1])?;
@@ -85,7 +108,15 @@ impl Machine {
                     | if kind == "shared" { libc::MAP_SHARED } else { libc::MAP_PRIVATE }
                     | if kind == "huge" { libc::MAP_HUGETLB } else { 0 };
                 // Guard pages before and behind, so that overruns fault.
-                self.mapped(words[1], size, prot, flags, -1, 0)
+                let mapped = self.mapped(words[1], size, prot, flags, -1, 0)?;
+                if kind != "huge"
+                    && let Some(&at) = self.names.addresses.get(words[1])
+                {
+                    // What is contiguous must not depend on this machine's huge pages.
+                    // SAFETY: advice on our own mapping.
+                    unsafe { libc::madvise(at as *mut _, size as usize, libc::MADV_NOHUGEPAGE) };
+                }
+                Ok(mapped)
             }
             "mmap" => {
                 let (fd, size, offset) = (self.fd(words[2])?, value(3)?, value(4)?);
@@ -139,6 +170,20 @@ impl Machine {
                 let bytes = unsafe { std::slice::from_raw_parts(at as *const u8, len as usize) };
                 Ok(hex(bytes))
             }
+            "load" => {
+                let (at, len) = (value(2)?, value(3)?.min(8));
+                // SAFETY: a program looks at memory that it mapped.
+                let bytes = unsafe { std::slice::from_raw_parts(at as *const u8, len as usize) };
+                let mut word = [0; 8];
+                word[..bytes.len()].copy_from_slice(bytes);
+                self.names.values.insert(words[1].into(), u64::from_ne_bytes(word));
+                Ok("loaded".into())
+            }
+            "truncate" => {
+                let (fd, len) = (self.fd(words[1])?, value(2)? as i64);
+                // SAFETY: a plain system call.
+                Ok(show(result(unsafe { libc::ftruncate(fd, len) }.into())))
+            }
             "ioctl" => {
                 let (fd, number, argument) = (self.fd(words[1])?, value(2)?, value(3)?);
                 // SAFETY: a hostile call on purpose; it acts on memory of the program.
@@ -152,6 +197,30 @@ impl Machine {
                 let got = result(unsafe { libc::read(fd, at.cast(), len as usize) } as i64);
                 let shown = got.map_or(0, |got| got as usize).min(bytes.len());
                 Ok(format!("{} {}", show(got), hex(&bytes[..shown])).trim_end().into())
+            }
+            "pread" | "pwrite" => {
+                let (fd, len, offset) = (self.fd(words[1])?, value(2)? as usize, value(3)? as i64);
+                let mut bytes = vec![0_u8; len];
+                // SAFETY: `bytes` has the length.
+                Ok(show(result(unsafe {
+                    if words[0] == "pread" {
+                        libc::pread(fd, bytes.as_mut_ptr().cast(), len, offset)
+                    } else {
+                        libc::pwrite(fd, bytes.as_ptr().cast(), len, offset)
+                    }
+                } as i64)))
+            }
+            "writefrom" => {
+                let (fd, at, len) = (self.fd(words[1])?, value(2)?, value(3)?);
+                // SAFETY: the kernel checks the address.
+                Ok(show(result(unsafe { libc::write(fd, at as *const _, len as usize) } as i64)))
+            }
+            "madvise" => {
+                let (at, len, advice) = (value(1)?, value(2)?, value(3)?);
+                // SAFETY: the program's own memory, which nothing of Rust lies in.
+                Ok(show(result(
+                    unsafe { libc::madvise(at as *mut _, len as usize, advice as i32) }.into(),
+                )))
             }
             "write" => {
                 let fd = self.fd(words[1])?;
@@ -173,11 +242,13 @@ impl Machine {
                     unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) }.into(),
                 )))
             }
-            "poll" => {
-                let events = libc::POLLIN | libc::POLLOUT | libc::POLLERR | libc::POLLHUP;
+            "poll" | "pollin" => {
+                let all = libc::POLLIN | libc::POLLOUT | libc::POLLERR | libc::POLLHUP;
+                let events = if words[0] == "poll" { all } else { libc::POLLIN };
+                let wait = if words.len() > 2 { value(2)? as i32 } else { 0 };
                 let mut poll = libc::pollfd { fd: self.fd(words[1])?, events, revents: 0 };
                 // SAFETY: one pollfd.
-                let got = result(unsafe { libc::poll(&mut poll, 1, 0) }.into());
+                let got = result(unsafe { libc::poll(&mut poll, 1, wait) }.into());
                 Ok(format!("{} {:#x}", show(got), poll.revents))
             }
             "seek" => {
@@ -189,7 +260,7 @@ impl Machine {
         }
     }
 
-    fn fd(&self, name: &str) -> Result<i32, String> {
+    pub(super) fn fd(&self, name: &str) -> Result<i32, String> {
         self.names
             .values
             .get(name)
@@ -269,124 +340,6 @@ impl Machine {
         flush(&mut said, run);
         Ok(said)
     }
-
-    /// A command with its fields.
-    fn call(&mut self, words: &[&str]) -> Result<String, String> {
-        let (fd, verb) = match words[0].split_once('.') {
-            Some((fd, verb)) => (self.fd(fd)?, verb),
-            None => (self.fd(&self.last_open.clone())?, words[0]),
-        };
-        let (layout, ioctl, op) = if verb == "test" {
-            let name = format!("IOMMU_TEST_OP_{}", words.get(1).ok_or("test wants an operation")?);
-            let op = TEST_OPS.iter().find(|op| op.name == name).ok_or("no such operation")?;
-            (iommu_test_cmd::LAYOUT, command::Command::Test.info().ioctl, Some(op))
-        } else {
-            let info = COMMANDS.iter().find(|info| info.name == verb).ok_or("no such command")?;
-            let Argument::Struct(layout) = info.argument else {
-                return Err("the command has no struct; use ioctl".into());
-            };
-            (layout, info.ioctl, None)
-        };
-        let body = op.and_then(|op| op.body).map(|(_, body)| body);
-        let body_at = layout.field("body").map_or(0, |field| field.offset);
-        let find = |name: &str| -> Option<(&'static Field, usize)> {
-            body.and_then(|body| body.field(name))
-                .map(|field| (field, field.offset + body_at))
-                .or_else(|| layout.field(name).map(|field| (field, field.offset)))
-                .or_else(|| {
-                    let aliased = |field: &&Field| field.show.alias == Some(name);
-                    layout.fields.iter().find(aliased).map(|field| (field, field.offset))
-                })
-        };
-
-        let mut bytes = vec![0_u8; ROOM];
-        put(&mut bytes, 0, 4, layout.size as u64);
-        if let Some(op) = op {
-            put(&mut bytes, 4, 4, op.op.into());
-        }
-        let mut at = None;
-        let mut saves: Vec<(&str, &str)> = Vec::new();
-        let mut saving = false;
-        for word in &words[if op.is_some() { 2 } else { 1 }..] {
-            if *word == "->" {
-                saving = true;
-                continue;
-            }
-            let (name, text) = word.split_once('=').ok_or_else(|| format!("what is {word}?"))?;
-            if saving {
-                saves.push((name, text));
-            } else if name == "at" {
-                at = Some(self.names.value(text, None)?);
-            } else if name == "tail" {
-                let offset = self.names.value(text, None)? as usize;
-                *bytes.get_mut(offset).ok_or("tail is too far")? = 1;
-            } else {
-                let (field, offset) = find(name).ok_or_else(|| format!("no field {name}"))?;
-                let value = self.names.value(
-                    text,
-                    Some(body.filter(|b| b.field(name).is_some()).unwrap_or(layout)),
-                )?;
-                put(&mut bytes, offset, field.size.min(8), value);
-            }
-        }
-        let before = bytes.clone();
-        let pointer = at.map_or(bytes.as_mut_ptr() as u64, |at| {
-            // What can be put there is put there; the rest is the kernel's to refuse.
-            self.poke(at, &before[..layout.size]);
-            at
-        });
-        // SAFETY: the struct has more room than any size that a program states, or lies where the
-        // program says on purpose.
-        let got = result(unsafe { libc::ioctl(fd, ioctl.into(), pointer) }.into());
-
-        let mut said = match (got, op.map(|op| op.name)) {
-            (Ok(fd), Some("IOMMU_TEST_OP_DMABUF_GET")) => {
-                self.names.values.insert("result".into(), fd as u64);
-                "fd".into()
-            }
-            _ => show(got),
-        };
-        for (layout, base) in [(Some(layout), 0), (body, body_at)] {
-            for field in layout.into_iter().flat_map(|layout: &Layout| layout.fields) {
-                let range = base + field.offset..base + field.end();
-                if matches!(field.show.how, How::TestBody) && body.is_some()
-                    || bytes[range.clone()] == before[range.clone()]
-                {
-                    continue;
-                }
-                let value = word(&bytes[range]);
-                match field.show.how {
-                    How::Fd => {
-                        let _ = write!(said, " {}=fd", field.name);
-                    }
-                    How::Hex | How::Pointer | How::TestBody => {
-                        let _ = write!(said, " {}={value:#x}", field.name);
-                    }
-                    _ => {
-                        let _ = write!(said, " {}={value}", field.name);
-                    }
-                }
-            }
-        }
-        for (name, field) in saves {
-            let (field, offset) = find(field).ok_or_else(|| format!("no field {field}"))?;
-            let value = if got.is_ok() {
-                word(&bytes[offset..offset + field.size])
-            } else {
-                u64::from(u32::MAX)
-            };
-            self.names.values.insert(name.into(), value);
-        }
-        Ok(said)
-    }
-
-    /// Writes where it may, through the kernel, so that a bad address is no signal.
-    fn poke(&self, at: u64, bytes: &[u8]) {
-        let local = libc::iovec { iov_base: bytes.as_ptr() as *mut _, iov_len: bytes.len() };
-        let remote = libc::iovec { iov_base: at as *mut _, iov_len: bytes.len() };
-        // SAFETY: `local` is ours; the kernel checks `remote`.
-        unsafe { libc::process_vm_writev(libc::getpid(), &local, 1, &remote, 1, 0) };
-    }
 }
 
 fn flush(said: &mut String, run: Option<(u64, u64, String)>) {
@@ -396,17 +349,6 @@ fn flush(said: &mut String, run: Option<(u64, u64, String)>) {
         true => write!(said, "{separator}{first} {result}"),
         false => write!(said, "{separator}{first}..{last} {result}"),
     };
-}
-
-fn put(bytes: &mut [u8], offset: usize, size: usize, value: u64) {
-    bytes[offset..offset + size].copy_from_slice(&value.to_ne_bytes()[..size]);
-}
-
-fn word(bytes: &[u8]) -> u64 {
-    let mut word = [0; 8];
-    let len = bytes.len().min(8);
-    word[..len].copy_from_slice(&bytes[..len]);
-    u64::from_ne_bytes(word)
 }
 
 /// Bytes in hex; runs of one value are shortened.

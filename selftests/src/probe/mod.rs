@@ -11,15 +11,25 @@
 //! test MOCK_DOMAIN id=$ioas -> hwpt=out_hwpt_id
 //! g.IOMMU_DESTROY id=1            on the descriptor g, not the one opened last
 //! for n 0 64 4: IOMMU_IOAS_ALLOC size=$n
+//! fork: STEP; STEP                in a child process, with what the parent has
+//! thread t: STEP                  beside the steps that follow, until `join t`
+//! alarm: STEP                     with a signal that ends a call that waits
+//! memlock 0x4000                  limits locked memory, and gives up the right to pass it
 //! ```
 //!
-//! Besides a struct's own fields a call takes `at=ADDRESS` (where the struct lies) and
+//! A field of a test operation's body may be called `body.NAME`, where the struct around it has the
+//! name, too. Besides a struct's own fields a call takes `at=ADDRESS` (where the struct lies) and
 //! `tail=OFFSET` (a byte of 1 at that offset of the struct).
 
+mod call;
 mod machine;
+mod process;
 mod value;
 
 pub use machine::Machine;
+
+/// What a line begins with that the probe cannot make sense of.
+pub const BAD_PROGRAM: &str = "BAD PROGRAM: ";
 
 /// Plays `program`; answers one line for each step, what it was and what came of it.
 pub fn play(program: &str) -> Vec<String> {
@@ -32,7 +42,7 @@ pub fn play(program: &str) -> Vec<String> {
         }
         said.push(match machine.step(line) {
             Ok(result) => format!("{line}: {result}"),
-            Err(why) => format!("{line}: BAD PROGRAM: {why}"),
+            Err(why) => format!("{line}: {BAD_PROGRAM}{why}"),
         });
     }
     said

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ioctl_abi::layout::{Constant, How, Layout};
 
 /// What a program has named so far.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(super) struct Names {
     /// `$name`: ids, counters, results.
     pub values: BTreeMap<String, u64>,
