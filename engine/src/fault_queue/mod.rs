@@ -112,6 +112,8 @@ impl FaultGroup {
 struct Cookies {
     highest: u32,
     free: BinaryHeap<Reverse<u32>>,
+    /// Cookie 0 is among those that are given out.
+    zero: bool,
 }
 
 impl Cookies {
@@ -125,13 +127,25 @@ impl Cookies {
     }
 
     fn give_back(&mut self, cookie: u32) {
+        self.zero |= cookie == 0;
         self.free.push(Reverse(cookie));
+    }
+
+    /// Cookie 0 is not given out at first, but Linux 7.3 frees it like any other when an answer
+    /// names it while others are awaited, and gives it out from then on.
+    fn answered_nothing(&mut self, cookie: u32, awaited: bool) {
+        if cookie == 0 && awaited && !self.zero {
+            self.give_back(0);
+        }
     }
 }
 
 impl State {
     fn remove(&mut self, cookie: u32) -> Option<FaultGroup> {
-        let group = self.unanswered.remove(&cookie)?;
+        let Some(group) = self.unanswered.remove(&cookie) else {
+            self.cookies.answered_nothing(cookie, !self.unanswered.is_empty());
+            return None;
+        };
         self.cookies.give_back(cookie);
         Some(group)
     }

@@ -32,14 +32,6 @@ impl Frames for Ioas {
 }
 
 impl Ioas {
-    /// Whether every IOVA of the range is mapped.
-    pub fn maps_all(&self, iova: u64, length: u64) -> bool {
-        let Some(last) = length.checked_sub(1).and_then(|more| iova.checked_add(more)) else {
-            return false;
-        };
-        self.lock().contiguous(&(iova..=last)).is_some()
-    }
-
     /// First and last IOVA of each area, in order.
     pub fn each_area(&self, each: &mut dyn FnMut(u64, u64)) {
         for (&start, area) in &self.lock().areas {

@@ -97,12 +97,12 @@ pub(super) fn refs(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), 
     })
 }
 
-/// `IOMMU_TEST_OP_MD_CHECK_IOTLB`: an IOTLB entry of a nested HWPT. `EINVAL` when it holds
-/// something else, or there is none of the index.
+/// `IOMMU_TEST_OP_MD_CHECK_IOTLB`: an IOTLB entry of a nested HWPT. `ENOENT` for another object,
+/// `EINVAL` when it holds something else, or there is none of the index.
 pub(super) fn iotlb(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), Errno> {
     let body: iommu_test_check_iotlb = command.body();
     let HwDomain::Nested(nested) = kapi::domain(call.context, command.id)? else {
-        return Err(Errno::EINVAL);
+        return Err(Errno::ENOENT);
     };
     let nested = (&*nested as &dyn Any).downcast_ref::<MockNested>().ok_or(Errno::EINVAL)?;
     if nested.iotlb(body.id) == Some(body.iotlb) { Ok(()) } else { Err(Errno::EINVAL) }

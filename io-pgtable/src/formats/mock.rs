@@ -12,7 +12,9 @@ pub type MockV1 = AmdGranule<11>;
 impl MockV1 {
     /// MOCK_IOMMUPT_DEFAULT: every size that the format has.
     pub fn default_pages() -> Config {
-        Self::config()
+        // Entries of at most 64 GiB, as the real one says in VFIO_IOMMU_GET_INFO.
+        let config = Self::config();
+        Config { page_sizes: config.page_sizes & ((1 << 37) - 1), ..config }
     }
 
     /// MOCK_IOMMUPT_HUGE: pages of MOCK_PAGE_SIZE and of MOCK_HUGE_PAGE_SIZE. The dirty tests count on

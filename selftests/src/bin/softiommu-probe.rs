@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use softiommu_selftests::probe::{BAD_PROGRAM, play};
+use softiommu_selftests::probe::{BAD_PROGRAM, close_inherited, play};
 
 fn main() -> ExitCode {
     let files: Vec<String> = std::env::args().skip(1).collect();
@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(2);
     }
+    close_inherited();
     let mut bad = false;
     for file in &files {
         let program = match std::fs::read_to_string(file) {

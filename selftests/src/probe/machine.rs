@@ -80,7 +80,7 @@ impl Machine {
             "lastfd" => {
                 // SAFETY: plain system calls on numbers that may be no descriptors.
                 let open = |fd: &i32| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0;
-                let fd = (0..1024).rev().find(open).ok_or(Errno::EBADF);
+                let fd = (0..100).rev().find(open).ok_or(Errno::EBADF);
                 self.opened_quietly(words[1], fd.map(i64::from))
             }
             "fdflags" => {

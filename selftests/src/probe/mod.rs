@@ -27,6 +27,7 @@ mod process;
 mod value;
 
 pub use machine::Machine;
+pub use process::close_inherited;
 
 /// What a line begins with that the probe cannot make sense of.
 pub const BAD_PROGRAM: &str = "BAD PROGRAM: ";
