@@ -92,15 +92,7 @@ impl Ioas {
     pub fn pin_pages(&self, iova: u64, length: u64, write: bool) -> Result<Vec<Frames>, Errno> {
         let range = range(iova, length)?;
         let mut state = self.lock();
-        let Some(parts) = state.contiguous(&range) else {
-            // Where it starts is looked at before where it ends.
-            let here = *range.start()..=*range.start();
-            let misaligned = state.contiguous(&here).is_some_and(|parts| {
-                let part = &parts[0];
-                !(part.area.at + (part.iovas.start() - part.start)).is_multiple_of(PAGE_SIZE)
-            });
-            return Err(if misaligned { Errno::EINVAL } else { Errno::ENOENT });
-        };
+        let parts = state.contiguous(&range).ok_or(Errno::ENOENT)?;
         let last = parts.len() - 1;
         for (index, part) in parts.iter().enumerate() {
             let first = part.area.at + (part.iovas.start() - part.start);
