@@ -265,7 +265,7 @@ fn iotlb_entries_are_invalidated_one_or_all() {
     bench.iotlb(nested, 1, 0).unwrap();
     assert_eq!(bench.iotlb(nested, 1, 5), Err(Errno::EINVAL));
     assert_eq!(bench.iotlb(nested, 4, 0), Err(Errno::EINVAL));
-    assert_eq!(bench.iotlb(parent, 0, 0), Err(Errno::EINVAL));
+    assert_eq!(bench.iotlb(parent, 0, 0), Err(Errno::ENOENT));
     assert_eq!(bench.invalidate(nested, TYPE, &[request(1, 99)]), (1, Ok(())));
     (0..4).for_each(|id| bench.iotlb(nested, id, 0).unwrap());
     assert_eq!(
