@@ -33,7 +33,7 @@ enum State {
     /// It waits for the answer.
     Waits(LetGo),
     /// It was let go, and is stopped.
-    Stopped(Tracee),
+    Stopped(Box<Tracee>),
     /// It was answered, or is gone.
     Over,
 }
@@ -82,7 +82,7 @@ impl Pending {
                 tracee.wait(PATIENCE)?;
                 tracee.begin()?;
             }
-            *state = State::Stopped(stopped?);
+            *state = State::Stopped(Box::new(stopped?));
         }
         match &mut *state {
             State::Stopped(tracee) => with(tracee),
@@ -98,12 +98,10 @@ impl Pending {
         }
         let call = self.clone();
         on_tracer(move || {
-            if let State::Stopped(mut tracee) =
-                std::mem::replace(&mut *call.state.lock(), State::Over)
-            {
-                if let Err(error) = tracee.end(Some(result)).and_then(|()| tracee.detach()) {
-                    tracing::debug!(tid = call.tid, %error, "the caller died in its call");
-                }
+            let state = std::mem::replace(&mut *call.state.lock(), State::Over);
+            let State::Stopped(mut tracee) = state else { return };
+            if let Err(error) = tracee.end(Some(result)).and_then(|()| tracee.detach()) {
+                tracing::debug!(tid = call.tid, %error, "the caller died in its call");
             }
         });
         true

@@ -398,8 +398,31 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     /// A process that blocks until its input closes.
-    fn cat() -> Child {
-        Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    /// A child that is gone when its test is, however that ends.
+    struct Cat(Child);
+
+    impl Drop for Cat {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    impl std::ops::Deref for Cat {
+        type Target = Child;
+        fn deref(&self) -> &Child {
+            &self.0
+        }
+    }
+
+    impl std::ops::DerefMut for Cat {
+        fn deref_mut(&mut self) -> &mut Child {
+            &mut self.0
+        }
+    }
+
+    fn cat() -> Cat {
+        Cat(Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
     }
 
     fn seized(child: &Child) -> Option<(u32, bool)> {

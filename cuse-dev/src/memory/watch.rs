@@ -70,7 +70,8 @@ impl Shared {
                 let Some(mm) = mm.upgrade() else { return false };
                 let mut exited = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
                 let exited = poll(&mut exited, PollTimeout::ZERO) == Ok(1);
-                if !exited && !(exec && mm.was_replaced()) {
+                let ended = exited || exec && mm.was_replaced();
+                if !ended {
                     return true;
                 }
                 gone.push(mm);

@@ -1,4 +1,4 @@
-//! The members of the union in [`iommu_test_cmd`](super::iommu_test_cmd), one for each operation.
+//! The members of the union in [`iommu_test_cmd`], one for each operation.
 
 use super::mock::*;
 #[cfg(doc)]
