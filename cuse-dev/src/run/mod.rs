@@ -35,6 +35,7 @@ mod process;
 mod status;
 mod supervisor;
 mod trace;
+mod turns;
 
 use std::ffi::OsString;
 use std::io;

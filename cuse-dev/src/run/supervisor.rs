@@ -1,7 +1,7 @@
 //! Answers the calls that the filter reports.
 //!
-//! Several threads take notifications from the one listener, so that a call that takes long holds
-//! up nobody else: whoever takes one while no other thread waits for the next starts another.
+//! One thread takes notifications from the listener and answers them; when a call takes long,
+//! another goes on in its place ([`super::turns`]), so that nobody else is held up.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -24,6 +24,7 @@ use super::fail_nth::FailNth;
 use super::notify::{Listener, Notification};
 use super::paths::{Ours, Thread, classify};
 use super::process::{self, process_of};
+use super::turns::Turns;
 use super::{status, trace};
 use crate::caller::{CallerProcess, Callers};
 use crate::event_files::{EventFiles, FileId};
@@ -42,9 +43,10 @@ pub(crate) struct Supervisor {
     debugfs: Option<Debugfs>,
     /// Or why there are none.
     event_files: Result<EventFiles, Errno>,
-    /// Threads that answer, and how many of them wait for a call.
+    /// Who receives the next call.
+    turns: Turns,
+    /// Threads that answer: the leader, and those that lost the lead in a long call.
     answering: AtomicUsize,
-    waiting: AtomicUsize,
 }
 
 /// What a call gets.
@@ -80,8 +82,8 @@ impl Supervisor {
             fail_nth: FailNth::default(),
             debugfs,
             event_files,
+            turns: Turns::default(),
             answering: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
         }))
     }
 
@@ -97,6 +99,8 @@ impl Supervisor {
     pub(crate) fn start(self: &Arc<Self>) -> std::io::Result<()> {
         let watcher = self.clone();
         thread::Builder::new().name("closes".into()).spawn(move || watcher.contexts.watch())?;
+        let watcher = self.clone();
+        thread::Builder::new().name("watch".into()).spawn(move || watcher.watch_turns())?;
         self.add_thread()
     }
 
@@ -128,14 +132,36 @@ impl Supervisor {
     }
 
     fn add_thread(self: &Arc<Self>) -> std::io::Result<()> {
-        self.answering.fetch_add(1, Ordering::Relaxed);
-        self.waiting.fetch_add(1, Ordering::Relaxed);
         let supervisor = self.clone();
         thread::Builder::new().name("calls".into()).spawn(move || supervisor.answer_calls())?;
+        self.answering.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    fn answer_calls(self: &Arc<Self>) {
+    /// Gives the lead to a new thread whenever the leader stays in a call.
+    fn watch_turns(self: &Arc<Self>) {
+        let mut watch = self.turns.watch();
+        let mut pause = Duration::ZERO;
+        loop {
+            thread::sleep(pause);
+            if self.answering.load(Ordering::Relaxed) >= THREADS {
+                continue;
+            }
+            let taken;
+            (taken, pause) = self.turns.look(&mut watch);
+            if !taken {
+                continue;
+            }
+            // Without a leader nothing is answered: try until there is one.
+            while let Err(error) = self.add_thread() {
+                tracing::warn!(%error, "cannot start another thread");
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    /// The leader's work, until it loses the lead.
+    fn answer_calls(&self) {
         loop {
             let call = match self.listener.receive() {
                 Ok(call) => call,
@@ -150,17 +176,12 @@ impl Supervisor {
                     return;
                 }
             };
-            let alone = self.waiting.fetch_sub(1, Ordering::Relaxed) == 1;
-            if alone
-                && self.answering.load(Ordering::Relaxed) < THREADS
-                && let Err(error) = self.add_thread()
-            {
-                self.answering.fetch_sub(1, Ordering::Relaxed);
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
-                tracing::warn!(%error, "cannot start another thread");
-            }
+            let turn = self.turns.received();
             self.answer(&call);
-            self.waiting.fetch_add(1, Ordering::Relaxed);
+            if !self.turns.answered(turn) {
+                self.answering.fetch_sub(1, Ordering::Relaxed);
+                return;
+            }
         }
     }
 
