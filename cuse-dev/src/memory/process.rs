@@ -147,8 +147,8 @@ impl Mm {
         if self.left.load(Ordering::Acquire) {
             return Err(GONE);
         }
-        let (mm, pending) = (self.clone(), Pending::current());
-        let made = on_tracer(move || mm.make_helper(pending.as_deref()));
+        let (mm, pending, (_, waiting)) = (self.clone(), Pending::current(), WAITING.get());
+        let made = on_tracer(move || mm.make_helper(pending.as_deref(), waiting));
         match made.unwrap_or(Err(Errno::EAGAIN)) {
             Ok(made) => {
                 let made = Arc::new(made);
@@ -170,9 +170,10 @@ impl Mm {
         }
     }
 
-    /// Makes a helper through the thread whose call is being answered, or else through any that
-    /// can be stopped. Runs on the tracer.
-    fn make_helper(&self, pending: Option<&Pending>) -> Result<Helper, Errno> {
+    /// Makes a helper through the thread whose call is being answered, if that can be let go, or
+    /// else through any other that can be stopped: `waiting` cannot before its answer. Runs on the
+    /// tracer.
+    fn make_helper(&self, pending: Option<&Pending>, waiting: u32) -> Result<Helper, Errno> {
         if let Some(pending) = pending
             && sys::is_thread_of(self.pid, pending.tid())
         {
@@ -181,7 +182,8 @@ impl Mm {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid));
         let threads = threads.map_err(|_| Errno::ESRCH)?.flatten();
         let mut error = Errno::EBUSY;
-        for tid in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        let tids = threads.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        for tid in tids.filter(|&tid| tid != waiting) {
             match Tracee::stop(tid) {
                 Ok(mut tracee) => {
                     let made = tracee.begin().and_then(|()| Helper::make(&mut tracee));
