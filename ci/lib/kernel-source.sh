@@ -23,11 +23,11 @@ private_apt() {
     archive=${archive:-http://deb.debian.org/debian}
     mkdir -p "$dir"/{lists/partial,cache/archives/partial,sources}
     local keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-    local sandbox=()
+    local own_user=()
     # apt's own user cannot write below a private home directory.
-    [ "$(id -u)" = 0 ] && sandbox=(-o APT::Sandbox::User=root)
+    [ "$(id -u)" = 0 ] && own_user=(-o APT::Sandbox::User=root)
     printf 'deb [signed-by=%s] %s trixie-backports main\n' "$keyring" "$archive" >"$dir/sources/backports.list"
-    "$command" "${sandbox[@]}" -q -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$dir/sources" \
+    "$command" "${own_user[@]}" -q -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$dir/sources" \
         -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null \
         -o Dir::State::Lists="$dir/lists" -o Dir::Cache="$dir/cache" "$@"
 }

@@ -427,7 +427,7 @@ mod tests {
 
     fn seized(child: &Child) -> Option<(u32, bool)> {
         let tid = child.id();
-        // Where another tracer or a sandbox forbids it there is nothing to test.
+        // Where another tracer or a policy forbids it there is nothing to test.
         on_tracer(move || Tracee::seize(tid, 0).map(|tracee| (tid, tracee.detach().is_ok())))
             .unwrap()
             .inspect_err(|error| eprintln!("SKIPPED: ptrace: {error}"))
