@@ -123,6 +123,11 @@ impl Context {
     }
 }
 
+/// Whether ioctl `command` names memory of its caller that is to be pinned, then or later.
+pub fn maps_memory(command: u32) -> bool {
+    [ioctl_abi::Command::IoasMap as u32, ioctl_abi::vfio::VFIO_IOMMU_MAP_DMA].contains(&command)
+}
+
 impl Call<'_> {
     /// Fetches the struct, and runs `handler` on it.
     fn decoded<T: CommandStruct>(

@@ -5,7 +5,6 @@
 //! the next call of the process and checked again in each: the process may have exited and its
 //! number may name another one, or it may have another mm since an exec.
 
-pub mod pending;
 pub(crate) mod sys;
 
 use std::collections::HashMap;
@@ -137,6 +136,19 @@ impl CallerProcess {
     /// The process's memory, for the engine.
     pub fn memory(&self) -> Arc<dyn AddressSpace> {
         self.memory.clone()
+    }
+
+    /// Before a call that may pin memory of this process: makes ready for that by way of the
+    /// calling thread `tid`, once in the life of an mm. If it answers true, `let_go` was called. It
+    /// has to answer the call with `-`[`CALL_AGAIN`](crate::inject::CALL_AGAIN), which the thread
+    /// does not see, as it is stopped on its way; it makes the same call again and is to be served
+    /// then. If not, the call is to be served now.
+    pub fn prepare_pins(
+        &self,
+        tid: u32,
+        let_go: impl FnOnce() -> Result<(), Errno> + Send + 'static,
+    ) -> bool {
+        self.memory.prepare(tid, let_go)
     }
 
     /// A duplicate of the descriptor `fd` of the thread `tid` of this process. `EBADF` when it

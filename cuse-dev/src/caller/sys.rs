@@ -139,6 +139,28 @@ pub(crate) fn memlock_limit(pid: u32) -> Result<u64, Errno> {
     }
 }
 
+/// Whether the kernel lets the process `pid` lock as much as it likes. Raises its limit as far as
+/// this process may, so that a caller's own limit, which the engine keeps, is not kept twice.
+pub(crate) fn may_lock(pid: u32) -> bool {
+    let raise = |soft, hard| {
+        let new = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+        let old = std::ptr::null_mut();
+        // SAFETY: reads `new`, which outlives the call.
+        unsafe { libc::prlimit(pid as libc::pid_t, libc::RLIMIT_MEMLOCK, &raw const new, old) == 0 }
+    };
+    if raise(libc::RLIM_INFINITY, libc::RLIM_INFINITY) {
+        return true;
+    }
+    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `now` takes the limit; a null new limit changes nothing.
+    let asked = unsafe {
+        let new = std::ptr::null();
+        libc::prlimit(pid as libc::pid_t, libc::RLIMIT_MEMLOCK, new, &raw mut now)
+    };
+    let raised = asked == 0 && raise(now.rlim_max, now.rlim_max);
+    raised && now.rlim_max == libc::RLIM_INFINITY
+}
+
 /// [`memlock_limit`] as `/proc/PID/limits` shows it: "Max locked memory  65536  65536  bytes".
 fn memlock_limit_shown(pid: libc::pid_t) -> Result<u64, Errno> {
     let limits =

@@ -14,6 +14,8 @@
 #[cfg(target_arch = "x86_64")]
 #[path = "x86_64.rs"]
 mod arch;
+mod ends;
+mod waiting;
 
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
@@ -21,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use engine::Errno;
+pub use waiting::CALL_AGAIN;
 
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
@@ -28,6 +31,8 @@ pub(crate) type Job = Box<dyn FnOnce() + Send>;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a call may take that was begun in a stopped thread.
 const CALL_PATIENCE: Duration = Duration::from_secs(120);
+/// How often an injected call is made again that a stop of its process interrupted.
+const MOST_AGAIN: u32 = 100;
 /// How long a stop is awaited by yielding before sleeping.
 const SPIN: Duration = Duration::from_micros(60);
 
@@ -60,11 +65,7 @@ pub(crate) fn tracer() -> Option<&'static Sender<Job>> {
     static TRACER: OnceLock<Option<Sender<Job>>> = OnceLock::new();
     let tracer = TRACER.get_or_init(|| {
         let (sender, jobs) = unbounded::<Job>();
-        let run = move || {
-            for job in jobs {
-                job();
-            }
-        };
+        let run = move || jobs.into_iter().for_each(|job| job());
         std::thread::Builder::new().name("tracer".into()).spawn(run).ok().map(|_| sender)
     });
     tracer.as_ref()
@@ -87,12 +88,19 @@ pub enum Stop {
     Other,
 }
 
-/// A thread traced by this one.
+/// A thread traced by this one. One that is dropped is let go as soon as it stops, or ended if it
+/// was cloned here ([`ends`]).
 #[derive(Debug)]
 pub struct Tracee {
     tid: u32,
     options: u64,
     begun: Option<Begun>,
+    /// Cloned here, so that nobody else wants it.
+    cloned: bool,
+    /// Still traced.
+    attached: bool,
+    /// `SIGSTOP` came for it while it ran calls of ours.
+    stop_signal: bool,
 }
 
 /// What the tracee was doing before calls were run in it.
@@ -111,52 +119,20 @@ impl Tracee {
         let with = |options: u64| ptrace(libc::PTRACE_SEIZE, tid, 0, options as usize);
         // Filters of the caller's own might kill it for a call that it did not make.
         match with(options | SUSPEND_SECCOMP) {
-            Ok(_) => Ok(Self { tid, options: options | SUSPEND_SECCOMP, begun: None }),
-            Err(_) => with(options).map(|_| Self { tid, options, begun: None }),
+            Ok(_) => Ok(Self::attached(tid, options | SUSPEND_SECCOMP, false)),
+            Err(_) => with(options).map(|_| Self::attached(tid, options, false)),
         }
     }
 
-    /// Stops a thread that runs or waits interruptibly, without waiting for any other. `EBUSY`
-    /// when it is in a call that nothing interrupts: such a thread may wait for us.
-    pub fn stop(tid: u32) -> Result<Self, Errno> {
-        const SHORT: Duration = Duration::from_millis(20);
-        let stat =
-            std::fs::read_to_string(format!("/proc/{tid}/stat")).map_err(|_| Errno::ESRCH)?;
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        if !matches!(state, Some('R' | 'S')) {
-            return Err(Errno::EBUSY);
-        }
-        let tracee = Self::seize(tid, 0)?;
-        let stopped = tracee.interrupt().and_then(|()| tracee.wait(SHORT));
-        match stopped {
-            Ok(_) => Ok(tracee),
-            Err(Errno::ETIMEDOUT) => {
-                tracee.abandon();
-                Err(Errno::EBUSY)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Detaches when the thread stops at last.
-    fn abandon(self) {
-        let later = move || {
-            if self.stopped().is_some() {
-                let _ = self.detach();
-            } else if !self.dead() {
-                std::thread::spawn(move || {
-                    std::thread::sleep(Duration::from_millis(1));
-                    on_tracer(move || self.abandon());
-                });
-            }
-        };
-        later();
+    fn attached(tid: u32, options: u64, cloned: bool) -> Self {
+        ends::traced(tid);
+        Self { tid, options, begun: None, cloned, attached: true, stop_signal: false }
     }
 
     /// A child that a tracee with [`TRACE_CHILDREN`] made. It is traced already, and stops before
     /// its first instruction.
     fn child(tid: u32, options: u64) -> Result<Self, Errno> {
-        let mut child = Self { tid, options, begun: None };
+        let mut child = Self::attached(tid, options, true);
         child.wait(PATIENCE)?;
         child.set_options(options | SYSTEM_CALLS)?;
         Ok(child)
@@ -191,36 +167,6 @@ impl Tracee {
             2 => Stop::Exit,
             _ => Stop::Other,
         })
-    }
-
-    /// Whether the thread has died. Reaps it unless it is a child of this process, whose exit
-    /// status belongs to somebody else.
-    fn dead(&self) -> bool {
-        const DEATH: i32 = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
-        // SAFETY: an all-zero siginfo is a valid one.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        // SAFETY: `info` takes the answer.
-        let asked = unsafe { libc::waitid(libc::P_PID, self.tid, &raw mut info, DEATH) };
-        // SAFETY: the kernel filled `info`, or left it zero.
-        if asked == 0 && unsafe { info.si_pid() } == 0 {
-            return false;
-        }
-        if asked == 0 && !self.is_our_child() {
-            // SAFETY: a dead tracee of this thread; nobody wants its status. SIGCHLD was for us.
-            unsafe { libc::waitpid(self.tid as i32, std::ptr::null_mut(), libc::__WALL) };
-        }
-        true
-    }
-
-    /// Whether it is a process (rather than a thread) that this process forked.
-    fn is_our_child(&self) -> bool {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.tid));
-        let Ok(status) = status else { return false };
-        let field = |name| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|text| text.trim().parse().ok())
-        };
-        field("PPid:") == Some(std::process::id()) && field("Tgid:") == Some(self.tid)
     }
 
     /// Waits until the thread stops. `ETIMEDOUT` when it does not, `ESRCH` when it died.
@@ -312,17 +258,39 @@ impl Tracee {
         each: &mut dyn FnMut(&Self),
     ) -> Result<u64, Errno> {
         let begun = self.begun.as_ref().ok_or(Errno::EINVAL)?;
-        self.set_registers(&arch::call(&begun.registers, begun.at, number, arguments))?;
-        let mut entered = false;
+        let ready = arch::call(&begun.registers, begun.at, number, arguments);
+        self.set_registers(&ready)?;
+        let (mut entered, mut again) = (false, 0);
         loop {
             ptrace(libc::PTRACE_SYSCALL, self.tid, 0, 0)?;
             match self.wait(CALL_PATIENCE)? {
                 Stop::Entry => entered = true,
-                Stop::Exit if entered => return arch::result(&self.registers()?),
+                Stop::Exit if entered => {
+                    let registers = self.registers()?;
+                    // A stop of the process interrupted it. The kernel would make it again on a way
+                    // out that an injected call does not take.
+                    if !arch::asks_again(&registers) || again == MOST_AGAIN {
+                        return arch::result(&registers);
+                    }
+                    (entered, again) = (false, again + 1);
+                    self.set_registers(&ready)?;
+                }
                 Stop::Exit => {}
-                Stop::Other => each(self),
+                Stop::Other => {
+                    self.stop_signal |= self.stopped_by_signal();
+                    each(self);
+                }
             }
         }
+    }
+
+    /// Whether the stop is the delivery of `SIGSTOP`, which cannot be blocked.
+    fn stopped_by_signal(&self) -> bool {
+        // SAFETY: an all-zero siginfo is a valid one.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let asked = ptrace(libc::PTRACE_GETSIGINFO, self.tid, 0, &raw mut info as usize);
+        // Stops of ptrace's own carry an event in the code, or have no siginfo.
+        asked.is_ok() && info.si_signo == libc::SIGSTOP && info.si_code >> 8 <= 0
     }
 
     /// Clones a child that shares the thread's memory and descriptors and sends no signal when it
@@ -341,21 +309,25 @@ impl Tracee {
             }
         });
         let made = child.map(|tid| Self::child(tid, options | (before & SUSPEND_SECCOMP)));
+        if number == Err(Errno::ESRCH) && made.is_none() {
+            // Killed between making the child and telling about it.
+            ends::end_strays();
+        }
         self.set_options(before)?;
         let number = number?;
         Ok((made.ok_or(Errno::ECHILD)??, number))
     }
 
-    /// Puts the thread's registers and signal mask back. With `result`, its pending call returns
-    /// that; without, an interrupted call is restarted. The thread stays stopped.
-    pub fn end(&mut self, result: Option<i64>) -> Result<(), Errno> {
+    /// Puts the thread's registers and signal mask back: an interrupted call is restarted. The
+    /// thread stays stopped.
+    pub fn end(&mut self) -> Result<(), Errno> {
         let Some(begun) = self.begun.take() else { return Ok(()) };
-        let registers = match result {
-            Some(result) => arch::answered(&begun.registers, result),
-            None => begun.registers,
-        };
-        self.set_registers(&registers)?;
+        let registers = arch::restarted(&begun.registers);
+        self.set_registers(registers.as_ref().unwrap_or(&begun.registers))?;
         ptrace(PTRACE_SETSIGMASK, self.tid, 8, &raw const begun.mask as usize)?;
+        if registers.is_some() {
+            return Ok(());
+        }
         // From the way out of an injected call the kernel would not restart the thread's own. A
         // stop where signals are handled is where it does.
         self.interrupt()?;
@@ -363,32 +335,21 @@ impl Tracee {
         self.wait(PATIENCE).map(drop)
     }
 
-    /// Lets the thread run on. A thread that does not stop for it within the patience stays
-    /// traced until it ends.
+    /// Lets the thread run on. A thread that does not stop for it within the patience is let go
+    /// when it does.
     pub fn detach(mut self) -> Result<(), Errno> {
         if self.stopped().is_none() {
             self.interrupt()?;
             self.wait(PATIENCE)?;
         }
-        let ended = self.end(None);
-        match ptrace(libc::PTRACE_DETACH, self.tid, 0, 0) {
-            Ok(_) => ended,
-            Err(error) => {
-                // A dead tracee is a zombie until its tracer has waited for it.
-                self.dead();
-                Err(error)
-            }
+        let ended = self.end();
+        ptrace(libc::PTRACE_DETACH, self.tid, 0, 0)?;
+        self.forget();
+        if self.stop_signal {
+            // SAFETY: no pointers. Nothing else than the process's own stop, which we took.
+            unsafe { libc::kill(self.tid as i32, libc::SIGSTOP) };
         }
-    }
-
-    /// Ends the process and waits for it. Only for processes that were cloned here.
-    pub fn kill(self) {
-        // SAFETY: a process that this one made and traces: its number cannot be another's yet.
-        unsafe { libc::kill(self.tid as i32, libc::SIGKILL) };
-        let start = Instant::now();
-        while !self.dead() && start.elapsed() < PATIENCE {
-            std::thread::sleep(Duration::from_micros(50));
-        }
+        ended
     }
 }
 

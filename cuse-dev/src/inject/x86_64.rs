@@ -48,9 +48,22 @@ pub(super) fn call(registers: &Registers, at: u64, number: i64, arguments: [u64;
     }
 }
 
-/// `registers` such that the thread's pending system call has the result `result`.
-pub(super) fn answered(registers: &Registers, result: i64) -> Registers {
-    Registers { rax: result as u64, orig_rax: u64::MAX, ..*registers }
+/// Whether a system call that was injected only asks to be made again (`-ERESTARTSYS` to
+/// `-ERESTARTNOHAND`).
+pub(super) fn asks_again(registers: &Registers) -> bool {
+    (-514..=-512).contains(&(registers.rax as i64))
+}
+
+/// `registers` such that the thread makes its system call again, if that is what its result asks
+/// for whatever signals do (`-ERESTARTNOINTR`).
+pub(super) fn restarted(registers: &Registers) -> Option<Registers> {
+    let asks = registers.rax as i64 == -513 && registers.orig_rax != u64::MAX;
+    asks.then(|| Registers {
+        rax: registers.orig_rax,
+        rip: last_instruction(registers),
+        orig_rax: u64::MAX,
+        ..*registers
+    })
 }
 
 /// What the system call returned.

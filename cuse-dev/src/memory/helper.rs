@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use engine::Errno;
 use parking_lot::Mutex;
 
-use super::process::Mm;
+use super::mm::Mm;
 use super::ring::{IORING_REGISTER_BUFFERS_UPDATE, Params, Ring, update_bytes};
 use crate::caller::sys;
 use crate::inject::{EXIT_KILL, Tracee, on_tracer, tracer};
@@ -35,6 +35,8 @@ pub(crate) struct Helper {
     scratch: u64,
     rings: Mutex<Vec<Arc<Ring>>>,
     ended: AtomicBool,
+    /// The kernel counts what it pins against a limit.
+    limited: bool,
 }
 
 /// A range to be pinned in a slot.
@@ -53,11 +55,13 @@ impl Helper {
         let (mut middle, number) = parent.clone_child(EXIT_KILL)?;
         let made = middle.begin().and_then(|()| middle.clone_child(EXIT_KILL));
         middle.kill();
-        // The one in the middle was the caller's child; nobody else would wait for it.
+        // The one in the middle was the caller's child; nobody else would wait for it. Should the
+        // caller be killed before that, the kernel gives it to who waits for orphans.
         let _ = parent.call(libc::SYS_wait4, [number, 0, libc::__WALL as u64, 0, 0, 0]);
         let (mut tracee, _) = made?;
         match Self::set_up(&mut tracee) {
             Ok((pidfd, scratch)) => Ok(Self {
+                limited: !sys::may_lock(tracee.tid()),
                 tid: tracee.tid(),
                 pidfd,
                 tracee: Arc::new(Mutex::new(Some(tracee))),
@@ -109,6 +113,11 @@ impl Helper {
     /// Whether it was ended, or was killed by somebody else.
     pub(super) fn gone(&self) -> bool {
         self.ended.load(Ordering::Acquire) || !sys::alive(self.pidfd.as_fd())
+    }
+
+    /// Whether the kernel may refuse it a pin for `RLIMIT_MEMLOCK`.
+    pub(super) fn limited(&self) -> bool {
+        self.limited
     }
 
     /// Free slots for `ranges` (address, length), of as few rings as may be.

@@ -1,6 +1,6 @@
 //! The memory of callers: copies in and out, and pages that stay.
 //!
-//! [`process::ProcessMemory`] is one mm of a caller. Its pins hold pages in one of these ways, in
+//! [`process::ProcessMemory`] is one mm ([`mm`]) of a caller. Its pins hold pages in one of these ways, in
 //! this order of preference:
 //!
 //! 1. shared memory ([`map`]): the file behind the mapping, mapped here. The very pages.
@@ -15,6 +15,8 @@
 pub mod file;
 pub(crate) mod helper;
 pub(crate) mod map;
+pub(crate) mod mm;
+mod parking;
 pub mod pfn;
 pub(crate) mod pin;
 pub(crate) mod private;

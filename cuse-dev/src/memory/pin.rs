@@ -8,9 +8,9 @@ use engine::memory::{Held, PAGE_SIZE, Pin};
 
 use super::Host;
 use super::map::FileMap;
+use super::mm::Mm;
 use super::pfn::Frames;
 use super::private::Registered;
-use super::process::Mm;
 
 /// What keeps the pages of a part.
 pub(crate) enum Hold {

@@ -9,8 +9,8 @@ use engine::memory::PAGE_SIZE;
 
 use super::Host;
 use super::helper::{Helper, Wanted};
+use super::mm::Mm;
 use super::pfn::Frames;
-use super::process::Mm;
 use super::ring::Ring;
 
 /// Bytes that one slot holds at most. (The kernel allows 1 GiB; of smaller pieces the frames can
@@ -68,7 +68,7 @@ impl Registered {
             pinned.slots.push(Slot { ring, slot, left: AtomicU64::new(length / PAGE_SIZE) });
             if failed.is_none() {
                 let pages = length / PAGE_SIZE;
-                failed = host.pfns.add(&mut frames, mm.pagemap(), address, pages).err();
+                failed = host.pfns.add(&mut frames, &mm.pagemap, address, pages).err();
             }
         }
         if let Some(error) = failed {

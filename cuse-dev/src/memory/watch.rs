@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{pipe2, read, write};
 use parking_lot::Mutex;
 
-use super::process::Mm;
+use super::mm::Mm;
 
 const EXEC_INTERVAL: Duration = Duration::from_millis(500);
 

@@ -75,6 +75,13 @@ impl Listener {
         self.respond(seccomp_notif_resp { id: call.id, val, error, flags: 0 });
     }
 
+    /// The thread leaves the kernel, to where a tracer stops it, and makes the call again.
+    pub(crate) fn let_go(&self, call: &Notification) -> Result<(), Errno> {
+        let error = -crate::inject::CALL_AGAIN;
+        let mut response = seccomp_notif_resp { id: call.id, val: 0, error, flags: 0 };
+        self.ioctl(libc::SECCOMP_IOCTL_NOTIF_SEND, &mut response).map(drop)
+    }
+
     /// The kernel carries the call out as if nobody had looked.
     pub(crate) fn let_through(&self, call: &Notification) {
         let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;

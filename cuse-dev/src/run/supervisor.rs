@@ -53,6 +53,8 @@ pub(crate) struct Supervisor {
 enum Answer {
     /// The kernel's own.
     LetThrough,
+    /// None: the thread was let go and makes the call again.
+    Again,
     /// A result or an errno.
     Result(Result<i64, Errno>),
     /// A new descriptor, with or without close-on-exec.
@@ -161,7 +163,7 @@ impl Supervisor {
     }
 
     /// The leader's work, until it loses the lead.
-    fn answer_calls(&self) {
+    fn answer_calls(self: &Arc<Self>) {
         loop {
             let call = match self.listener.receive() {
                 Ok(call) => call,
@@ -185,7 +187,7 @@ impl Supervisor {
         }
     }
 
-    fn answer(&self, call: &Notification) {
+    fn answer(self: &Arc<Self>, call: &Notification) {
         let answer = match Call::of(call.number) {
             _ if call.tid == 0 => {
                 tracing::warn!("a call from a pid namespace that is not ours to see");
@@ -206,6 +208,7 @@ impl Supervisor {
         };
         match answer {
             Answer::LetThrough => self.listener.let_through(call),
+            Answer::Again => {}
             Answer::Result(result) => self.listener.answer(call, result),
             Answer::Descriptor(fd, close_on_exec) => {
                 // Ours is closed before the caller goes on: its next close may be the last one, and
@@ -310,7 +313,7 @@ impl Supervisor {
         Some((process, file, id))
     }
 
-    fn ioctl(&self, call: &Notification) -> Answer {
+    fn ioctl(self: &Arc<Self>, call: &Notification) -> Answer {
         let Some((process, file, id)) = self.caller_file(call, call.args[0] as i32) else {
             return Answer::LetThrough;
         };
@@ -321,6 +324,12 @@ impl Supervisor {
         }
         if self.contexts.len() > 1 {
             self.contexts.settle();
+        }
+        if engine::call::maps_memory(call.args[1] as u32) {
+            let (supervisor, waiting) = (self.clone(), *call);
+            if process.prepare_pins(call.tid, move || supervisor.listener.let_go(&waiting)) {
+                return Answer::Again;
+            }
         }
         if call.args[1] as u32 == ioctl_abi::command::iommufd::IOMMU_DESTROY {
             open.forget_unmapped();

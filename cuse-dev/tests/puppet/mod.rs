@@ -7,7 +7,29 @@
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
+
+use cuse_dev::caller::Callers;
+use engine::memory::AddressSpace;
+
+/// Whether rings can be made here.
+pub(crate) fn io_uring() -> bool {
+    let mut params = [0_u8; 120];
+    // SAFETY: `params` has the size of `struct io_uring_params`; the ring ends with its descriptor.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr());
+        fd >= 0 && libc::close(fd as i32) == 0
+    }
+}
+
+/// The memory of `puppet`, which waits for orders, ready for kernel pins.
+pub(crate) fn memory(callers: &Callers, puppet: &Puppet) -> Arc<dyn AddressSpace> {
+    let process = callers.resolve(puppet.pid).unwrap();
+    // It waits in an interruptible call: the stop needs no answer, and the call goes on after it.
+    assert!(process.prepare_pins(puppet.pid, || Ok(())));
+    process.memory()
+}
 
 /// What the puppet is asked: a kind and six words.
 type Order = [u64; 8];
