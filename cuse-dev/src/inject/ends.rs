@@ -61,8 +61,9 @@ impl Tracee {
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         // SAFETY: `info` takes the answer.
         let asked = unsafe { libc::waitid(libc::P_PID, self.tid, &raw mut info, DEATH) };
-        // SAFETY: the kernel filled `info`, or left it zero.
-        if asked == 0 && unsafe { info.si_pid() } == 0 {
+        // A tracer is told of stops whether it asks for them or not.
+        let died = [libc::CLD_EXITED, libc::CLD_KILLED, libc::CLD_DUMPED].contains(&info.si_code);
+        if asked == 0 && !died {
             return false;
         }
         if asked == 0 && !self.is_our_child() {
