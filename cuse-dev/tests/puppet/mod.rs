@@ -189,9 +189,15 @@ impl Puppet {
         let mut strings = &self.strings;
         strings.write_all(&order.map(u64::to_ne_bytes).concat()).unwrap();
         // The socket closes with the exec.
-        match strings.read(&mut [0; 8]) {
-            Ok(length) => assert_eq!(length, 0, "exec failed"),
-            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        loop {
+            match strings.read(&mut [0; 8]) {
+                Ok(length) => return assert_eq!(length, 0, "exec failed"),
+                // SIGCHLD of a tracee.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+                }
+            }
         }
     }
 
