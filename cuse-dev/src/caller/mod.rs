@@ -151,6 +151,11 @@ impl CallerProcess {
         self.memory.prepare(tid, let_go)
     }
 
+    /// Whether the kernel shows pins that were taken here in the process's `VmPin`.
+    pub fn pins_show(&self) -> bool {
+        self.memory.counted_by_kernel()
+    }
+
     /// A duplicate of the descriptor `fd` of the thread `tid` of this process. `EBADF` when it
     /// has none by that number.
     pub fn descriptor(&self, tid: u32, fd: i32) -> Result<OwnedFd, Errno> {

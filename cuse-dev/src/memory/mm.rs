@@ -10,6 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use engine::Errno;
@@ -46,6 +47,8 @@ pub(crate) struct Mm {
     left: AtomicBool,
     /// Its helper.
     pub(super) parking: Mutex<Parking>,
+    /// Pages that the kernel counts in the mm's `VmPin` for pins of ours.
+    pub(super) counted: Arc<AtomicU64>,
 }
 
 impl Mm {
@@ -73,6 +76,7 @@ impl Mm {
             pagemap,
             left: AtomicBool::new(false),
             parking: Mutex::default(),
+            counted: Arc::default(),
         })
     }
 

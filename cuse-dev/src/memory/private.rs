@@ -21,6 +21,7 @@ const PIECE: u64 = 128 << 20;
 struct Slot {
     ring: Arc<Ring>,
     slot: u32,
+    pages: u64,
     /// Pages that are not released; the last one clears the slot.
     left: AtomicU64,
 }
@@ -29,6 +30,16 @@ struct Slot {
 pub(crate) struct Registered {
     address: u64,
     slots: Vec<Slot>,
+    /// [`Mm::counted`].
+    counted: Arc<AtomicU64>,
+}
+
+impl Slot {
+    /// Unpins all of it.
+    fn clear(&self, counted: &AtomicU64) {
+        self.ring.clear(self.slot);
+        counted.fetch_sub(self.pages, Ordering::Relaxed);
+    }
 }
 
 impl Registered {
@@ -54,7 +65,8 @@ impl Registered {
             give_back(0);
             return Err(error);
         }
-        let mut pinned = Self { address, slots: Vec::with_capacity(wanted.len()) };
+        let slots = Vec::with_capacity(wanted.len());
+        let mut pinned = Self { address, slots, counted: mm.counted.clone() };
         let mut frames = Frames::default();
         let mut failed = None;
         for one in &wanted {
@@ -65,7 +77,9 @@ impl Registered {
                 return Err(error);
             }
             let Wanted { ring, slot, address, length } = one.clone();
-            pinned.slots.push(Slot { ring, slot, left: AtomicU64::new(length / PAGE_SIZE) });
+            let pages = length / PAGE_SIZE;
+            mm.counted.fetch_add(pages, Ordering::Relaxed);
+            pinned.slots.push(Slot { ring, slot, pages, left: AtomicU64::new(pages) });
             if failed.is_none() {
                 let pages = length / PAGE_SIZE;
                 failed = host.pfns.add(&mut frames, &mm.pagemap, address, pages).err();
@@ -122,7 +136,7 @@ impl Registered {
                 && pages > 0
                 && slot.left.fetch_sub(pages, Ordering::AcqRel) == pages
             {
-                slot.ring.clear(slot.slot);
+                slot.clear(&self.counted);
             }
             at = stop;
         }
@@ -133,7 +147,7 @@ impl Drop for Registered {
     fn drop(&mut self) {
         for slot in &self.slots {
             if slot.left.swap(0, Ordering::AcqRel) != 0 {
-                slot.ring.clear(slot.slot);
+                slot.clear(&self.counted);
             }
         }
     }

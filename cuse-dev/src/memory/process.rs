@@ -5,6 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use engine::Errno;
 use engine::memory::{AddressSpace, MmId, PAGE_SIZE, Pin};
@@ -66,6 +67,11 @@ impl ProcessMemory {
             return false;
         }
         self.mm.belongs_to(thread)
+    }
+
+    /// Whether the kernel counts pins of ours in the mm's `VmPin`.
+    pub(crate) fn counted_by_kernel(&self) -> bool {
+        self.mm.counted.load(Ordering::Relaxed) != 0
     }
 
     /// The process in which the mm was found.

@@ -403,9 +403,10 @@ impl Supervisor {
             Thread::Leader => process_of(call.tid)?,
             Thread::Id(tid) => tid,
         };
-        let memory = self.callers.resolve(tid).ok()?.memory().id();
-        let totals = self.engine.accounts().totals(memory);
-        (totals != Totals::default()).then(|| status::open(tid, totals))
+        let process = self.callers.resolve(tid).ok()?;
+        let totals = self.engine.accounts().totals(process.memory().id());
+        let shown = process.pins_show();
+        (totals != Totals::default()).then(|| status::open(tid, totals, shown))
     }
 
     /// A descriptor for `file`, to be given to a caller.

@@ -16,9 +16,14 @@ pub(crate) struct Place {
 impl Place {
     /// Builds the client with `flags`. Nothing where the machine has no C compiler that can.
     pub(crate) fn with_client(flags: &[&str]) -> Option<Self> {
+        Self::with_program("client", flags)
+    }
+
+    /// Builds the program `name` with `flags`.
+    pub(crate) fn with_program(name: &str, flags: &[&str]) -> Option<Self> {
         let directory = tempfile::Builder::new().prefix("softiommu-test-").tempdir().unwrap();
         let place = Self { directory };
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/client.c");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/programs/{name}.c"));
         let built = Command::new("cc")
             .args(["-O2", "-pthread", "-o"])
             .arg(place.client())

@@ -1,0 +1,305 @@
+/* Programs whose private memory is mapped in an IOAS with a mock domain, one for each argument. Exits
+ * with 0 when all went as with the kernel. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define IOMMU_IOAS_ALLOC 0x3b81
+#define IOMMU_IOAS_MAP 0x3b85
+#define IOMMU_IOAS_UNMAP 0x3b86
+#define IOMMU_TEST_CMD 0x3ba0
+#define IOMMU_TEST_OP_MOCK_DOMAIN 2
+#define FIXED_WRITEABLE_READABLE 7
+#define PAGE 4096ul
+#define IOVA 0x1000000ul
+
+struct alloc { uint32_t size, flags, id; };
+struct map { uint32_t size, flags, ioas, reserved; uint64_t va, length, iova; };
+struct unmap { uint32_t size, ioas; uint64_t iova, length; };
+struct test { uint32_t size, op, id, reserved; uint64_t argument[6]; uint32_t last; };
+
+#define CHECK(what)                                                            \
+    do {                                                                       \
+        if (!(what)) {                                                         \
+            fprintf(stderr, "line %d: %s: %s\n", __LINE__, #what, strerror(errno)); \
+            _exit(1);                                                          \
+        }                                                                      \
+    } while (0)
+
+/* One context with an IOAS and a mock domain. */
+struct bench { int fd; uint32_t ioas; };
+
+static struct bench bench(void)
+{
+    struct bench bench = { .fd = open("/dev/iommu", O_RDWR | O_CLOEXEC) };
+    CHECK(bench.fd >= 0);
+    struct alloc alloc = { .size = sizeof(alloc) };
+    CHECK(ioctl(bench.fd, IOMMU_IOAS_ALLOC, &alloc) == 0);
+    bench.ioas = alloc.id;
+    struct test test = { .size = sizeof(test), .op = IOMMU_TEST_OP_MOCK_DOMAIN, .id = alloc.id };
+    CHECK(ioctl(bench.fd, IOMMU_TEST_CMD, &test) == 0);
+    return bench;
+}
+
+static int map(struct bench bench, void *at, size_t length, uint64_t iova)
+{
+    struct map map = { sizeof(map), FIXED_WRITEABLE_READABLE, bench.ioas, 0, (uintptr_t)at, length, iova };
+    return ioctl(bench.fd, IOMMU_IOAS_MAP, &map);
+}
+
+static int unmap(struct bench bench, size_t length, uint64_t iova)
+{
+    struct unmap unmap = { sizeof(unmap), bench.ioas, iova, length };
+    return ioctl(bench.fd, IOMMU_IOAS_UNMAP, &unmap);
+}
+
+static char *memory(size_t pages)
+{
+    char *at = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(at != MAP_FAILED);
+    memset(at, 1, pages * PAGE);
+    return at;
+}
+
+static void map_and_unmap(struct bench bench, size_t pages)
+{
+    char *at = memory(pages);
+    CHECK(map(bench, at, pages * PAGE, IOVA) == 0);
+    CHECK(unmap(bench, pages * PAGE, IOVA) == 0);
+    CHECK(munmap(at, pages * PAGE) == 0);
+}
+
+static void succeeds(pid_t child)
+{
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    if (status)
+        fprintf(stderr, "a child ended with %#x\n", status);
+    CHECK(status == 0);
+}
+
+/* Nobody came to be its child, and its descriptors and threads are as they were. */
+static void held(void)
+{
+    int next = dup(0);
+    close(next);
+    struct bench b = bench();
+    CHECK(b.fd == next);
+    CHECK(map(b, memory(64), 64 * PAGE, IOVA) == 0);
+    CHECK(waitpid(-1, NULL, WNOHANG | __WALL) == -1 && errno == ECHILD);
+    next = dup(0);
+    CHECK(next == b.fd + 1);
+}
+
+static long kib(const char *name)
+{
+    char line[256];
+    long found = -1;
+    FILE *file = fopen("/proc/self/status", "r");
+    CHECK(file);
+    while (fgets(line, sizeof(line), file))
+        if (strncmp(line, name, strlen(name)) == 0)
+            found = atol(line + strlen(name));
+    fclose(file);
+    return found;
+}
+
+/* VmPin counts each page once. */
+static void counted(void)
+{
+    struct bench b = bench();
+    CHECK(map(b, memory(40), 40 * PAGE, IOVA) == 0);
+    CHECK(kib("VmPin:") == 160);
+    CHECK(map(b, memory(3), 3 * PAGE, 2 * IOVA) == 0);
+    CHECK(kib("VmPin:") == 172);
+    CHECK(unmap(b, 40 * PAGE, IOVA) == 0);
+    CHECK(kib("VmPin:") == 12);
+    CHECK(unmap(b, 3 * PAGE, 2 * IOVA) == 0);
+    CHECK(kib("VmPin:") == 0);
+}
+
+/* RLIMIT_MEMLOCK binds at the very page, for who is bound by it. */
+static void limited(void)
+{
+    struct rlimit limit = { 16 * PAGE, 16 * PAGE };
+    CHECK(setrlimit(RLIMIT_MEMLOCK, &limit) == 0);
+    struct bench b = bench();
+    char *at = memory(32);
+    for (int round = 0; round < 3; round++) {
+        CHECK(map(b, at, 17 * PAGE, IOVA) == -1 && errno == ENOMEM);
+        for (int page = 0; page < 16; page++)
+            CHECK(map(b, at + page * PAGE, PAGE, IOVA + page * PAGE) == 0);
+        CHECK(map(b, at + 16 * PAGE, PAGE, 2 * IOVA) == -1 && errno == ENOMEM);
+        CHECK(unmap(b, 16 * PAGE, IOVA) == 0);
+        CHECK(map(b, at, 16 * PAGE, IOVA) == 0);
+        CHECK(unmap(b, 16 * PAGE, IOVA) == 0);
+    }
+}
+
+static pthread_barrier_t barrier;
+
+static void *thread(void *b)
+{
+    struct bench own = bench();
+    pthread_barrier_wait(&barrier);
+    for (int i = 0; i < 20; i++)
+        map_and_unmap(own, 4);
+    return b;
+}
+
+/* The first calls of many threads at once. */
+static void threads(void)
+{
+    pthread_t all[8];
+    CHECK(pthread_barrier_init(&barrier, NULL, 8) == 0);
+    for (int i = 0; i < 8; i++)
+        CHECK(pthread_create(&all[i], NULL, thread, NULL) == 0);
+    for (int i = 0; i < 8; i++)
+        CHECK(pthread_join(all[i], NULL) == 0);
+}
+
+static volatile sig_atomic_t alarms;
+
+static void on_alarm(int signal)
+{
+    (void)signal;
+    alarms++;
+}
+
+/* Signals come all the time. Each child is a new mm. */
+static void interrupted(void)
+{
+    struct sigaction action = { .sa_handler = on_alarm, .sa_flags = SA_RESTART };
+    struct itimerval often = { { 0, 300 }, { 0, 300 } };
+    CHECK(sigaction(SIGALRM, &action, NULL) == 0);
+    for (int i = 0; i < 20; i++) {
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            CHECK(setitimer(ITIMER_REAL, &often, NULL) == 0);
+            struct bench b = bench();
+            map_and_unmap(b, 4);
+            map_and_unmap(b, 4);
+            while (!alarms)
+                ;
+            _exit(0);
+        }
+        succeeds(child);
+    }
+}
+
+/* The child stops and goes on at any moment. Each of its children is a new mm. */
+static void stopped(void)
+{
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        for (int i = 0; i < 12; i++) {
+            pid_t own = fork();
+            CHECK(own >= 0);
+            if (own == 0) {
+                CHECK(setpgid(0, getppid()) == 0);
+                map_and_unmap(bench(), 4);
+                _exit(0);
+            }
+            succeeds(own);
+        }
+        _exit(0);
+    }
+    CHECK(setpgid(child, child) == 0);
+    int status;
+    for (unsigned seed = 1; waitpid(child, &status, WNOHANG) == 0; seed = seed * 1103515245 + 12345) {
+        usleep(seed / 65536 % 2000);
+        kill(-child, SIGSTOP);
+        usleep(seed / 4096 % 500);
+        kill(-child, SIGCONT);
+    }
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/* A child of vfork has the parent's memory, and so has the helper that it leaves. */
+static void vforked(void)
+{
+    struct bench b = bench();
+    char *at = memory(8);
+    pid_t child = vfork();
+    CHECK(child >= 0);
+    if (child == 0)
+        _exit(map(b, at, 4 * PAGE, IOVA) != 0);
+    succeeds(child);
+    CHECK(map(b, at + 4 * PAGE, 4 * PAGE, 2 * IOVA) == 0);
+    CHECK(unmap(b, 4 * PAGE, IOVA) == 0);
+}
+
+/* Who executes another program has another mm. */
+static void executed(char **argv)
+{
+    map_and_unmap(bench(), 4);
+    execl(argv[0], argv[0], "held", NULL);
+    CHECK(0);
+}
+
+/* Children end by themselves, by exec, or are killed, whatever is being done for them. */
+static void killed(char **argv)
+{
+    for (unsigned round = 0, seed = getpid(); round < 60; round++, seed = seed * 1103515245 + 12345) {
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            setpgid(0, 0);
+            struct bench b = bench();
+            map(b, memory(4), 4 * PAGE, IOVA);
+            map(b, memory(300), 300 * PAGE, 16 * IOVA);
+            if (round % 5 == 0)
+                execl(argv[0], argv[0], "held", NULL);
+            if (round % 5 == 1)
+                _exit(0);
+            for (;;)
+                map_and_unmap(bench(), 16);
+        }
+        usleep(seed / 65536 % 6000);
+        kill(round % 2 ? child : -child, SIGKILL);
+        kill(child, SIGKILL);
+        int status;
+        CHECK(waitpid(child, &status, 0) == child);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const char *what = argc > 1 ? argv[1] : "";
+    if (!strcmp(what, "held"))
+        held();
+    else if (!strcmp(what, "counted"))
+        counted();
+    else if (!strcmp(what, "limited"))
+        limited();
+    else if (!strcmp(what, "threads"))
+        threads();
+    else if (!strcmp(what, "interrupted"))
+        interrupted();
+    else if (!strcmp(what, "stopped"))
+        stopped();
+    else if (!strcmp(what, "vforked"))
+        vforked();
+    else if (!strcmp(what, "executed"))
+        executed(argv);
+    else if (!strcmp(what, "killed"))
+        killed(argv);
+    else
+        return 2;
+    return 0;
+}
