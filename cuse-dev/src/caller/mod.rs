@@ -5,13 +5,14 @@
 //! the next call of the process and checked again in each: the process may have exited and its
 //! number may name another one, or it may have another mm since an exec.
 
+mod deaths;
 pub(crate) mod sys;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use engine::Errno;
 use engine::caller::{CallerFile, Capability, Process};
@@ -21,6 +22,7 @@ use parking_lot::RwLock;
 use crate::memory::Host;
 use crate::memory::file::HostFile;
 use crate::memory::process::ProcessMemory;
+use deaths::Deaths;
 
 /// `CAP_IPC_LOCK` and `CAP_SYS_RESOURCE` of `<linux/capability.h>`.
 const CAP_IPC_LOCK: u32 = 14;
@@ -33,6 +35,8 @@ pub struct Callers {
     host: Arc<Host>,
     /// By the id of the calling thread.
     threads: RwLock<HashMap<u32, Arc<CallerProcess>>>,
+    /// Set if somebody looks after it.
+    deaths: OnceLock<Deaths>,
 }
 
 /// A process that calls, with the mm it has.
@@ -50,7 +54,7 @@ pub struct CallerProcess {
 impl Callers {
     /// Nobody has called yet.
     pub fn new(host: Arc<Host>) -> Self {
-        Self { host, threads: RwLock::new(HashMap::new()) }
+        Self { host, threads: RwLock::default(), deaths: OnceLock::new() }
     }
 
     /// What all callers share.
@@ -77,9 +81,7 @@ impl Callers {
                 process = Some(known.clone());
             }
             if !sys::alive(known.pidfd.as_fd()) || known.pid == pid && process.is_none() {
-                if known.pid == known.memory.pid() {
-                    known.memory.leave();
-                }
+                known.leave();
                 return false;
             }
             true
@@ -92,7 +94,11 @@ impl Callers {
                     .values()
                     .find(|known| sys::same_memory(known.pid, tid).unwrap_or(false));
                 let memory = shared.map(|known| known.memory.clone());
-                Arc::new(CallerProcess::new(&self.host, pid, tid, memory)?)
+                let process = Arc::new(CallerProcess::new(&self.host, pid, tid, memory)?);
+                if let Some(deaths) = self.deaths.get() {
+                    deaths.add(pid, &process.pidfd)?;
+                }
+                process
             }
         };
         threads.insert(tid, process.clone());
@@ -124,6 +130,13 @@ impl CallerProcess {
         process.uid();
         process.memlock_limit();
         Ok(process)
+    }
+
+    /// The process is gone, or has another mm.
+    fn leave(&self) {
+        if self.pid == self.memory.pid() {
+            self.memory.leave();
+        }
     }
 
     /// Whether `tid` is a thread of this very process, and has the mm that is kept here.

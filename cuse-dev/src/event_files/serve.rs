@@ -24,6 +24,8 @@ pub(super) struct Files {
     table: RwLock<HashMap<u64, Arc<Node>>>,
     next: AtomicU64,
     wakes: Sender<Weak<Node>>,
+    /// Who may open the files: we, by user and group.
+    owner: (u32, u32),
 }
 
 /// One file.
@@ -84,8 +86,9 @@ impl Wake for Notice {
 impl Files {
     pub(super) fn new(channel: Arc<Channel>) -> Result<Arc<Self>, Errno> {
         let (wakes, woken) = unbounded();
-        let files =
-            Arc::new(Self { table: RwLock::default(), next: AtomicU64::new(ROOT + 1), wakes });
+        let owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let (table, next) = (RwLock::default(), AtomicU64::new(ROOT + 1));
+        let files = Arc::new(Self { table, next, wakes, owner });
         std::thread::Builder::new()
             .name("event-wakes".into())
             .spawn(move || pass_on(&woken, &channel))
@@ -201,12 +204,12 @@ impl Handler for Files {
     fn attributes(&self, node: u64) -> Result<Attributes, Errno> {
         if node == ROOT {
             let mut root = Attributes::directory(ROOT, 0o700);
-            (root.uid, root.gid) = owner();
+            (root.uid, root.gid) = self.owner;
             return Ok(root);
         }
         self.node(node)?;
         let mut file = Attributes::file(node, 0o600);
-        (file.uid, file.gid) = owner();
+        (file.uid, file.gid) = self.owner;
         Ok(file)
     }
 
@@ -264,9 +267,4 @@ impl Handler for Files {
             }
         }
     }
-}
-
-/// Who may open the files: we.
-fn owner() -> (u32, u32) {
-    (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
 }

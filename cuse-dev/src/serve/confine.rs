@@ -120,6 +120,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_capget,
     libc::SYS_getuid,
     libc::SYS_geteuid,
+    libc::SYS_getegid,
     libc::SYS_kcmp,
     libc::SYS_pidfd_getfd,
     libc::SYS_pidfd_open,
@@ -166,8 +167,14 @@ const ALLOWED: &[libc::c_long] = &[
 
 /// Names that only older architectures have.
 #[cfg(target_arch = "x86_64")]
-const ALLOWED_ARCH: &[libc::c_long] =
-    &[libc::SYS_open, libc::SYS_poll, libc::SYS_readlink, libc::SYS_stat, libc::SYS_lstat];
+const ALLOWED_ARCH: &[libc::c_long] = &[
+    libc::SYS_open,
+    libc::SYS_poll,
+    libc::SYS_readlink,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_epoll_wait,
+];
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_ARCH: &[libc::c_long] = &[];
 

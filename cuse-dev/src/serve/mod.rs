@@ -87,7 +87,12 @@ pub fn serve(options: &Options, prepare: impl FnOnce() -> io::Result<()>) -> Res
     confine::confine(options.pfn).map_err(setup("give up privileges"))?;
     // Threads from here on: they have what is left to this one.
     let files = EventFiles::over(events).map_err(setup("serve the event files"))?;
-    let daemon = Daemon::new(Engine::new(), Callers::new(host), files, options.limits);
+    let callers = Callers::new(host);
+    callers.expect_deaths().map_err(setup("wait for the death of callers"))?;
+    let daemon = Daemon::new(Engine::new(), callers, files, options.limits);
+    let buried = daemon.clone();
+    let bury = move || while buried.callers.bury().is_ok() {};
+    spawn("deaths", bury).map_err(|error| Error::Setup("start threads", error))?;
     let (ended, end) = crossbeam_channel::unbounded();
     let mut servers = Vec::new();
     for front in &fronts {
