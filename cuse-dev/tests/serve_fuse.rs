@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::signal::Signal;
 
 const DESTROY: u32 = 0x3b80;
 const IOAS_ALLOC: u32 = 0x3b81;
@@ -120,7 +121,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.process.id() as i32);
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let _ = nix::sys::signal::kill(pid, Signal::SIGTERM);
         let _ = self.process.wait();
     }
 }
@@ -276,6 +277,7 @@ fn a_traced_caller_gets_an_error_and_a_hint() {
     // What was traced is buried by its tracer.
     let end = nix::sys::wait::WaitPidFlag::__WALL | nix::sys::wait::WaitPidFlag::__WNOTHREAD;
     while nix::sys::wait::waitpid(None, Some(end)).is_ok_and(|status| status.pid() != Some(pid)) {}
+    let _ = child.wait();
 }
 
 #[test]
@@ -339,7 +341,7 @@ fn ending_answers_everyone_and_takes_the_node_away() {
     let (_, queue) = fault_queue(&file).unwrap();
     let reader = std::thread::spawn(move || nix::unistd::read(&queue, &mut [0; 80]));
     let pid = nix::unistd::Pid::from_raw(daemon.process.id() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
     assert!(daemon.process.wait().unwrap().success());
     assert!(!daemon.node.exists());
     assert_eq!(ioas_alloc(&file), Err(Errno::ENOTCONN));
@@ -392,20 +394,26 @@ fn a_taken_node_is_refused_with_a_reason() {
     assert!(serve("null").contains("softiommu run"));
 }
 
-#[test]
-fn faults_that_the_caller_keeps_do_not_hold_others() {
-    let Some(daemon) = Daemon::start(&[]) else { return };
+/// A caller, another user than root, whose three requests hang on memory that never answers.
+fn stuck_caller(daemon: &Daemon) -> Option<Child> {
     let mut child = daemon.caller("stuck").spawn().unwrap();
-    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut output = BufReader::new(child.stdout.as_mut().unwrap());
     let mut said = String::new();
     while !said.contains("stuck") {
         said.clear();
         if output.read_line(&mut said).unwrap() == 0 {
             eprintln!("SKIPPED: no userfaultfd for callers here");
             let _ = child.wait();
-            return;
+            return None;
         }
     }
+    Some(child)
+}
+
+#[test]
+fn faults_that_the_caller_keeps_do_not_hold_others() {
+    let Some(daemon) = Daemon::start(&[]) else { return };
+    let Some(mut child) = stuck_caller(&daemon) else { return };
     let file = daemon.open();
     for _ in 0..100 {
         let id = ioas_alloc(&file).unwrap();
@@ -414,6 +422,40 @@ fn faults_that_the_caller_keeps_do_not_hold_others() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(ioas_alloc(&file), Ok(1));
+}
+
+#[test]
+fn callers_that_hold_requests_up_do_not_hold_the_end_up() {
+    let Some(mut daemon) = Daemon::start(&[]) else { return };
+    let Some(mut child) = stuck_caller(&daemon) else { return };
+    let pid = nix::unistd::Pid::from_raw(daemon.process.id() as i32);
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    assert!(daemon.process.wait().unwrap().success());
+    assert!(!daemon.node.exists());
+    // Its calls are answered by the kernel.
+    let mut rest = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_to_string(&mut rest).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn one_users_stuck_requests_are_bounded() {
+    let Some(daemon) = Daemon::start(&["--max-requests", "4"]) else { return };
+    let mut callers: Vec<_> = (0..4).map_while(|_| stuck_caller(&daemon)).collect();
+    let mut command = daemon.caller("refused");
+    command.uid(65_534).gid(65_534);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(ioas_alloc(&daemon.open()), Ok(1));
+    for caller in &mut callers {
+        caller.kill().unwrap();
+        caller.wait().unwrap();
+    }
+    // What they held is free again.
+    let mut command = daemon.caller("descriptors");
+    command.uid(65_534).gid(65_534);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 /// What a caller in another process does. No test by itself.
@@ -464,14 +506,22 @@ fn child() {
                 assert!(begin.elapsed() < PATIENCE);
             }
         }
-        "stuck" => stuck(&open().unwrap()),
+        // Its user has no request left.
+        "refused" => {
+            let file = open().unwrap();
+            let begin = Instant::now();
+            while ioas_alloc(&file) != Err(Errno::EAGAIN) {
+                assert!(begin.elapsed() < PATIENCE);
+            }
+        }
+        "stuck" => stuck(&node),
         other => panic!("no such caller: {other}"),
     }
 }
 
 fn storm(file: &File) {
     extern "C" fn nothing(_: libc::c_int) {}
-    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
     // SAFETY: the handler does nothing.
     unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
@@ -508,7 +558,7 @@ fn storm(file: &File) {
 }
 
 /// Calls with a pointer to memory whose fault is never resolved.
-fn stuck(file: &File) {
+fn stuck(node: &str) {
     const UFFDIO_API: u64 = 0xc018_aa3f;
     const UFFDIO_REGISTER: u64 = 0xc020_aa00;
     // SAFETY: plain system calls on memory of our own, which nobody else uses.
@@ -530,6 +580,9 @@ fn stuck(file: &File) {
         }
         memory as usize
     };
+    nix::unistd::setgid(65_534.into()).unwrap();
+    nix::unistd::setuid(65_534.into()).unwrap();
+    let file = &OpenOptions::new().read(true).write(true).open(node).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..3 {
             // SAFETY: the kernel copies, or does not.
@@ -541,8 +594,5 @@ fn stuck(file: &File) {
         std::thread::sleep(Duration::from_millis(20));
         println!("stuck");
         let _ = std::io::stdout().flush();
-        loop {
-            std::thread::park();
-        }
     });
 }

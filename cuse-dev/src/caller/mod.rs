@@ -5,6 +5,7 @@
 //! the next call of the process and checked again in each: the process may have exited and its
 //! number may name another one, or it may have another mm since an exec.
 
+pub(crate) mod copying;
 mod deaths;
 pub(crate) mod sys;
 

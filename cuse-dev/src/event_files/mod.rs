@@ -124,6 +124,16 @@ impl EventFiles {
         Ok(fd)
     }
 
+    /// Releases the file behind `given`, which [`EventFiles::open`] answered and nobody got,
+    /// without waiting for its close to come round.
+    pub fn revoke(&self, given: OwnedFd) {
+        if let Ok(id) = FileId::of(given.as_fd())
+            && self.owns(id)
+        {
+            self.files.release_node(id.inode);
+        }
+    }
+
     /// The file that `id` names, if it is one of these.
     pub fn find(&self, id: FileId) -> Option<Arc<dyn EngineFile>> {
         if id.device == self.device { self.files.find(id.inode) } else { None }

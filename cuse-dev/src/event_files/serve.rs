@@ -117,7 +117,7 @@ impl Files {
         self.table.read().get(&number).cloned().ok_or(Errno::ENOENT)
     }
 
-    fn release_node(&self, number: u64) {
+    pub(super) fn release_node(&self, number: u64) {
         let node = self.table.write().remove(&number);
         if let Some(node) = node {
             node.waiting.lock().released = true;

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use super::errno;
 use super::parking::Parking;
 use super::vma::Mappings;
-use crate::caller::sys;
+use crate::caller::{copying, sys};
 
 /// Addresses probed by one `process_vm_readv`.
 const PROBES: usize = 1024;
@@ -152,6 +152,7 @@ impl Mm {
         for page in 0..pages {
             let base = (address + page * PAGE_SIZE) as usize as *mut libc::c_void;
             let remote = libc::iovec { iov_base: base, iov_len: 1 };
+            let _copying = copying::enter()?;
             // SAFETY: both vectors outlive the call. It reads no memory of ours, as `nothing` is
             // none, and writes none of the caller's for the same reason.
             unsafe { libc::process_vm_writev(thread.as_raw(), &nothing, 1, &remote, 1, 0) };
@@ -171,6 +172,7 @@ impl Mm {
                 .map(|base| RemoteIoVec { base, len: 1 })
                 .collect();
             let mut local = [IoSliceMut::new(&mut bytes[..count])];
+            let _copying = copying::enter()?;
             match process_vm_readv(thread, &mut local, &remote) {
                 Ok(read) if read == count => page += count as u64,
                 _ => return Err(Errno::EFAULT),

@@ -19,7 +19,7 @@ use super::pfn::Frames;
 use super::pin::{Hold, Pages, Part};
 use super::private::Registered;
 use super::vma::Vma;
-use crate::caller::sys;
+use crate::caller::{copying, sys};
 
 /// Why private pages are not pinned.
 const READ_ONLY: &str = "read-only private memory cannot be pinned from outside";
@@ -217,6 +217,7 @@ impl AddressSpace for ProcessMemory {
         let base = usize::try_from(address).map_err(|_| Errno::EFAULT)?;
         let remote = [RemoteIoVec { base, len: into.len() }];
         let wanted = into.len();
+        let _copying = copying::enter()?;
         match process_vm_readv(self.mm.thread()?, &mut [IoSliceMut::new(into)], &remote) {
             Ok(read) if read == wanted => Ok(()),
             _ => Err(Errno::EFAULT),
@@ -229,6 +230,7 @@ impl AddressSpace for ProcessMemory {
         }
         let base = usize::try_from(address).map_err(|_| Errno::EFAULT)?;
         let remote = [RemoteIoVec { base, len: from.len() }];
+        let _copying = copying::enter()?;
         match process_vm_writev(self.mm.thread()?, &[IoSlice::new(from)], &remote) {
             Ok(written) if written == from.len() => Ok(()),
             _ => Err(Errno::EFAULT),

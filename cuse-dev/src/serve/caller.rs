@@ -1,6 +1,6 @@
 //! One calling thread, as the engine sees it: a request of the node that waits for its answer.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use engine::Errno;
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::daemon::Daemon;
 use super::stopped::{Seized, Stopped};
 use super::{deliver, identify};
-use crate::caller::CallerProcess;
+use crate::caller::{CallerProcess, copying};
 use crate::event_files::FileId;
 use crate::wire::Reply;
 
@@ -67,6 +67,15 @@ impl<'a> IoctlCaller<'a> {
     /// Gives the caller a descriptor of `file`.
     fn give(&self, file: Arc<dyn EngineFile>) -> Result<i32, Errno> {
         let given = self.daemon.files.open(file)?;
+        let number = self.deliver(given.as_fd());
+        if number.is_err() {
+            self.daemon.files.revoke(given);
+        }
+        number
+    }
+
+    fn deliver(&self, given: BorrowedFd<'_>) -> Result<i32, Errno> {
+        copying::still_there()?;
         let mut answer = self.answer.lock();
         if let Answer::Reply(_) = *answer {
             let seized = Seized::new(self.tid).inspect_err(|error| self.explain(*error))?;
@@ -80,7 +89,7 @@ impl<'a> IoctlCaller<'a> {
         let Answer::Stopped { thread, given: all, .. } = &mut *answer else {
             return Err(Errno::ESRCH);
         };
-        let number = deliver::give(thread, &*self.memory, given.as_fd())?;
+        let number = deliver::give(thread, &*self.memory, given)?;
         all.push(number);
         Ok(number)
     }
@@ -109,6 +118,7 @@ impl Caller for IoctlCaller<'_> {
     }
 
     fn file(&self, fd: i32) -> Result<CallerFile, Errno> {
+        copying::still_there()?;
         let file = self.process.descriptor(self.tid, fd)?;
         // No question here may wait for a file system that the caller serves itself.
         let shown = identify::of(file.as_fd())?;

@@ -14,7 +14,7 @@ use super::caller::IoctlCaller;
 use super::identify::{self, Shown, WHICH};
 use super::opens::{Limits, Opens};
 use super::task;
-use crate::caller::Callers;
+use crate::caller::{Callers, copying};
 use crate::event_files::EventFiles;
 use crate::wire::proto::{IoctlFlags, OpenFlags};
 use crate::wire::{Attributes, Handler, Header, Ioctl, Op, Opened, Pace, Reply};
@@ -141,6 +141,9 @@ impl Handler for NodeHandler {
         let Some(open) = self.daemon.opens.get(ioctl.fh) else {
             return reply.ioctl(Err(Errno::ENODEV));
         };
+        if let Err(error) = self.daemon.opens.admit(&open) {
+            return reply.ioctl(Err(error));
+        }
         // A pace that was found quick may have become slow since; that only holds the reader.
         let _apart = if is_slow(ioctl.cmd) || self.daemon.opens.is_wary(&open) {
             match self.daemon.opens.enter(&open) {
@@ -150,6 +153,7 @@ impl Handler for NodeHandler {
         } else {
             None
         };
+        copying::begin();
         // A file that the caller closed before this call is released before it.
         self.daemon.files.settle();
         // All of iommufd's structs are the same for 32-bit callers.
@@ -179,12 +183,20 @@ impl Handler for NodeHandler {
         }
     }
 
+    fn abandon(&self, _: &Header, by: i32) -> bool {
+        copying::abandon(by)
+    }
+
     fn stalled(&self, header: &Header) {
         tracing::info!(
             uid = header.uid,
             tid = header.tid,
             "a request holds its thread; its user is served apart for a while"
         );
-        self.daemon.opens.be_wary_of(header.uid);
+        self.daemon.opens.stalled(header.unique, header.uid);
+    }
+
+    fn resumed(&self, header: &Header) {
+        self.daemon.opens.resumed(header.unique);
     }
 }

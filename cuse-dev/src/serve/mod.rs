@@ -103,7 +103,8 @@ pub fn serve(options: &Options, prepare: impl FnOnce() -> io::Result<()>) -> Res
             mode: options.mode,
             group: options.group,
         });
-        let wire_options = wire::Options { name: "node", ..wire::Options::default() };
+        let wire_options =
+            wire::Options { name: "node", threads: opens::THREADS, ..wire::Options::default() };
         let server = wire::Server::start(front.channel(), handler, wire_options);
         let server = Arc::new(server.map_err(setup("start threads"))?);
         let (waited, ended) = (server.clone(), ended.clone());
@@ -124,10 +125,14 @@ pub fn serve(options: &Options, prepare: impl FnOnce() -> io::Result<()>) -> Res
     let why = end.recv();
     ready::stopping();
     tracing::info!(?why, "ending");
-    for server in &servers {
-        server.stop();
+    // Each one, whatever the one before answered.
+    let held = servers.iter().filter(|server| !server.stop()).count();
+    if held == 0 {
+        daemon.close_all();
+    } else {
+        // What a stuck request has locked cannot be closed; the end of this process ends it.
+        tracing::warn!("callers hold requests up; ending all the same");
     }
-    daemon.close_all();
     // The last channels go, so that the kernel answers whoever still calls.
     drop((servers, fronts));
     janitor.finish();

@@ -8,6 +8,13 @@ use std::time::{Duration, Instant};
 use engine::{Context, Errno};
 use parking_lot::{Mutex, RwLock};
 
+/// Threads that answer requests of the node.
+pub(super) const THREADS: usize = 512;
+
+/// How many of them callers other than root may hold. A request could hold its thread whatever it
+/// is, so past that they get `EAGAIN`; what is left is for root, and for noticing.
+const SIEGE: usize = THREADS * 3 / 4;
+
 /// How long one whose request held the reader is served apart.
 const WARY: Duration = Duration::from_secs(1);
 
@@ -43,11 +50,26 @@ pub(super) struct User {
     wary_until: AtomicU64,
 }
 
+impl User {
+    fn new(uid: u32) -> Arc<Self> {
+        Arc::new(Self {
+            uid,
+            contexts: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+            wary_until: AtomicU64::new(0),
+        })
+    }
+}
+
 /// All of them.
 pub(super) struct Opens {
     limits: Limits,
     started: Instant,
     by_handle: RwLock<HashMap<u64, Arc<Open>>>,
+    /// Threads that callers other than root hold.
+    held: Arc<AtomicUsize>,
+    /// The requests that held the reader, by their number.
+    stalled: Mutex<HashMap<u64, Held>>,
     users: Mutex<HashMap<u32, Arc<User>>>,
 }
 
@@ -57,6 +79,8 @@ impl Opens {
             limits,
             started: Instant::now(),
             by_handle: RwLock::default(),
+            held: Arc::default(),
+            stalled: Mutex::default(),
             users: Mutex::default(),
         }
     }
@@ -70,15 +94,7 @@ impl Opens {
     pub(super) fn add(&self, uid: u32, make: impl FnOnce() -> Arc<Context>) -> Result<u64, Errno> {
         let user = {
             let mut users = self.users.lock();
-            let fresh = || {
-                Arc::new(User {
-                    uid,
-                    contexts: AtomicUsize::new(0),
-                    requests: AtomicUsize::new(0),
-                    wary_until: AtomicU64::new(0),
-                })
-            };
-            let user = users.entry(uid).or_insert_with(fresh);
+            let user = users.entry(uid).or_insert_with(|| User::new(uid));
             if uid != 0 && user.contexts.load(Ordering::Relaxed) >= self.limits.contexts {
                 return Err(Errno::EMFILE);
             }
@@ -99,7 +115,7 @@ impl Opens {
         let mut users = self.users.lock();
         let was = open.user.contexts.fetch_sub(1, Ordering::Relaxed);
         // A user in disgrace is remembered, or a new open would end it.
-        if was == 1 && open.user.wary_until.load(Ordering::Relaxed) == 0 {
+        if was == 1 && !self.is_in_disgrace(&open.user) {
             users.remove(&open.user.uid);
         }
         Some(open)
@@ -113,33 +129,55 @@ impl Opens {
     /// Whether the next request of `open` is to be answered apart from the reader: one of it is
     /// already and may hold its lock, or its user lately held the reader.
     pub(super) fn is_wary(&self, open: &Open) -> bool {
-        open.apart.load(Ordering::Relaxed) > 0 || {
-            let until = open.user.wary_until.load(Ordering::Relaxed);
-            until != 0 && {
-                let wary = self.now() < until;
-                if !wary {
-                    open.user.wary_until.store(0, Ordering::Relaxed);
-                }
-                wary
-            }
+        open.apart.load(Ordering::Relaxed) > 0 || self.is_in_disgrace(&open.user)
+    }
+
+    fn is_in_disgrace(&self, user: &User) -> bool {
+        let until = user.wary_until.load(Ordering::Relaxed);
+        let wary = until != 0 && self.now() < until;
+        if until != 0 && !wary {
+            user.wary_until.store(0, Ordering::Relaxed);
+        }
+        wary
+    }
+
+    /// The request `unique` of `uid` holds its thread, until [`Opens::resumed`].
+    pub(super) fn stalled(&self, unique: u64, uid: u32) {
+        // Who calls need not be who opened.
+        let user = self.users.lock().entry(uid).or_insert_with(|| User::new(uid)).clone();
+        let until = self.now() + WARY.as_millis() as u64;
+        user.wary_until.store(until, Ordering::Relaxed);
+        let held = Held::new(&self.held, user);
+        self.stalled.lock().insert(unique, held);
+    }
+
+    /// The request `unique`, which was stalled, is over.
+    pub(super) fn resumed(&self, unique: u64) {
+        let Some(held) = self.stalled.lock().remove(&unique) else { return };
+        let user = held.user.clone();
+        drop(held);
+        let mut users = self.users.lock();
+        // One who has nothing is forgotten, unless for its disgrace.
+        if user.contexts.load(Ordering::Relaxed) == 0 && !self.is_in_disgrace(&user) {
+            users.remove(&user.uid);
         }
     }
 
-    /// A request of `uid` held the reader.
-    pub(super) fn be_wary_of(&self, uid: u32) {
-        if let Some(user) = self.users.lock().get(&uid) {
-            let until = self.now() + WARY.as_millis() as u64;
-            user.wary_until.store(until, Ordering::Relaxed);
-        }
+    /// Before any request of `open`. `EAGAIN` when callers hold so many threads that another
+    /// must not be risked.
+    pub(super) fn admit(&self, open: &Open) -> Result<(), Errno> {
+        let besieged = open.user.uid != 0 && self.held.load(Ordering::Relaxed) >= SIEGE;
+        if besieged { Err(Errno::EAGAIN) } else { Ok(()) }
     }
 
     /// A request of `open` is answered apart until the answer is dropped. `EAGAIN` when too many
     /// of its user are.
     pub(super) fn enter(&self, open: &Arc<Open>) -> Result<Apart, Errno> {
         open.apart.fetch_add(1, Ordering::Relaxed);
-        let apart = Apart(open.clone());
-        let others = open.user.requests.fetch_add(1, Ordering::Relaxed);
-        if open.user.uid != 0 && others >= self.limits.requests {
+        let held = Held::new(&self.held, open.user.clone());
+        let apart = Apart { open: open.clone(), _held: held };
+        let with_this = open.user.requests.load(Ordering::Relaxed);
+        if open.user.uid != 0 && with_this > self.limits.requests {
             return Err(Errno::EAGAIN);
         }
         Ok(apart)
@@ -151,12 +189,35 @@ impl Opens {
 }
 
 /// See [`Opens::enter`].
-pub(super) struct Apart(Arc<Open>);
+pub(super) struct Apart {
+    open: Arc<Open>,
+    _held: Held,
+}
 
 impl Drop for Apart {
     fn drop(&mut self) {
-        self.0.user.requests.fetch_sub(1, Ordering::Relaxed);
-        self.0.apart.fetch_sub(1, Ordering::Relaxed);
+        self.open.apart.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A thread that a request of a user holds.
+struct Held {
+    all: Arc<AtomicUsize>,
+    user: Arc<User>,
+}
+
+impl Held {
+    fn new(all: &Arc<AtomicUsize>, user: Arc<User>) -> Self {
+        user.requests.fetch_add(1, Ordering::Relaxed);
+        all.fetch_add(usize::from(user.uid != 0), Ordering::Relaxed);
+        Self { all: all.clone(), user }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.user.requests.fetch_sub(1, Ordering::Relaxed);
+        self.all.fetch_sub(usize::from(self.user.uid != 0), Ordering::Relaxed);
     }
 }
 
@@ -202,9 +263,25 @@ mod tests {
     fn one_who_held_the_reader_is_remembered_over_its_close() {
         let (opens, engine) = opens(2, 1);
         let handle = opens.add(7, || engine.open(Node::Iommu)).unwrap();
-        opens.be_wary_of(7);
+        opens.stalled(1, 7);
+        opens.resumed(1);
         opens.remove(handle).unwrap();
         let handle = opens.add(7, || engine.open(Node::Iommu)).unwrap();
         assert!(opens.is_wary(&opens.get(handle).unwrap()));
+    }
+    #[test]
+    fn many_users_together_do_not_hold_all_threads() {
+        let (opens, engine) = opens(2, 1000);
+        let open_of =
+            |uid| opens.get(opens.add(uid, || engine.open(Node::Iommu)).unwrap()).unwrap();
+        let (one, root) = (open_of(7), open_of(0));
+        for unique in 0..SIEGE as u64 {
+            assert_eq!(opens.admit(&one), Ok(()));
+            opens.stalled(unique, 7);
+        }
+        assert_eq!(opens.admit(&open_of(8)), Err(Errno::EAGAIN));
+        assert_eq!(opens.admit(&root), Ok(()));
+        opens.resumed(0);
+        assert_eq!(opens.admit(&open_of(9)), Ok(()));
     }
 }

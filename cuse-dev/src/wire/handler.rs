@@ -129,9 +129,22 @@ pub trait Handler: Send + Sync + 'static {
         let _ = unique;
     }
 
-    /// The request of `header` has kept the reader too long.
+    /// The request of `header` has kept the reader too long. Another thread reads on.
     fn stalled(&self, header: &Header) {
         tracing::debug!(tid = header.tid, "a request holds its thread");
+    }
+
+    /// A request that was [`Handler::stalled`] came to its end.
+    fn resumed(&self, header: &Header) {
+        let _ = header;
+    }
+
+    /// The caller of `header` was killed while our thread `by` works on its request, and cannot
+    /// die before it is answered. Whether it may be, with `EINTR`, right now: the thread must
+    /// then do nothing more that takes the caller to be waiting. `by`'s own answer is ignored.
+    fn abandon(&self, header: &Header, by: i32) -> bool {
+        let _ = (header, by);
+        false
     }
 
     /// The session is over: every [`Reply`] that is still kept gets its answer.

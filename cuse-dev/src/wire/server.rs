@@ -12,12 +12,17 @@
 //! and so does one with a RELEASE, whose order would be lost. The watch sleeps while nothing is
 //! asked.
 //!
+//! A thread that is killed while its request is answered stays until it has the answer. The watch
+//! looks after those whose request is held up, and answers for the handler where that allows it
+//! ([`Handler::abandon`]).
+//!
 //! The lead is a number, [`Shared::turn`]: even while the leader reads, odd while it answers. It
 //! only grows, so whoever takes a step by compare-and-swap knows that no other took it.
 #![allow(unsafe_code)] // A signal handler, and the signal that ends a blocked read.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -38,6 +43,9 @@ const TICK: Duration = Duration::from_millis(5);
 /// room for another.
 const PATIENCE: u32 = 400;
 
+/// How often the watch looks whether the callers of requests that are held up were killed.
+const CARE: Duration = Duration::from_millis(20);
+
 /// Ends a blocked `read` of the leader. Its default is to do nothing, so a stray one is harmless.
 const NUDGE: Signal = Signal::SIGURG;
 
@@ -50,11 +58,13 @@ pub struct Options {
     pub spare: usize,
     /// Begins the threads' names.
     pub name: &'static str,
+    /// How long [`Server::stop`] waits for requests that are being answered.
+    pub grace: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { threads: 128, spare: 2, name: "wire" }
+        Self { threads: 128, spare: 2, name: "wire", grace: Duration::from_secs(2) }
     }
 }
 
@@ -72,15 +82,19 @@ struct Shared<H> {
     turn: AtomicU64,
     /// What the leader answers, for the watch.
     answering: Mutex<Option<Answering>>,
+    /// Requests that are answered apart from the leader, by their number.
+    apart: Mutex<HashMap<u64, Apart>>,
     pool: Mutex<Pool>,
     /// The lead is free, or the end has come: for followers.
     lead_free: Condvar,
     /// A thread ended, or the end has come: for [`Server::wait`].
     ended: Condvar,
     stopping: AtomicBool,
+    /// Since when.
+    stopped: OnceLock<Instant>,
     spawned: AtomicUsize,
     watch_sleeps: AtomicBool,
-    watch: std::sync::OnceLock<Thread>,
+    watch: OnceLock<Thread>,
 }
 
 #[derive(Clone, Copy)]
@@ -90,6 +104,17 @@ struct Answering {
     by: i32,
     /// Whether it is a RELEASE.
     release: bool,
+}
+
+/// A request that a thread other than the leader answers.
+#[derive(Clone, Copy)]
+struct Apart {
+    header: Header,
+    /// The thread.
+    by: i32,
+    since: Instant,
+    /// It kept the reader.
+    stalled: bool,
 }
 
 impl Answering {
@@ -104,6 +129,15 @@ impl Answering {
                 1
             }
     }
+}
+
+/// Whether the thread `tid` of another process was killed, and only has to return to its death.
+fn is_killed(tid: u32) -> bool {
+    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{tid}/status")) else { return false };
+    let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:"));
+    let pending = pending.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    pending.is_some_and(|set| set & KILL != 0)
 }
 
 /// Whether the thread of this process runs, or would if it had a processor.
@@ -122,8 +156,8 @@ struct Pool {
 
 /// What [`Server`] needs of its threads, whatever their handler is.
 trait Stop: Send + Sync {
-    fn stop(&self);
-    fn wait(&self);
+    fn stop(&self) -> bool;
+    fn wait(&self) -> bool;
 }
 
 impl Server {
@@ -144,13 +178,15 @@ impl Server {
             options,
             turn: AtomicU64::new(0),
             answering: Mutex::new(None),
+            apart: Mutex::default(),
             pool: Mutex::default(),
             lead_free: Condvar::new(),
             ended: Condvar::new(),
             stopping: AtomicBool::new(false),
+            stopped: OnceLock::new(),
             spawned: AtomicUsize::new(0),
             watch_sleeps: AtomicBool::new(false),
-            watch: std::sync::OnceLock::new(),
+            watch: OnceLock::new(),
         });
         let watched = shared.clone();
         let watch = shared.spawn(move || watched.watch())?;
@@ -165,9 +201,10 @@ impl Server {
     }
 
     /// Ends the session: no further request is read, those in work are finished, those that the
-    /// handler kept are answered by its [`Handler::shutdown`].
-    pub fn stop(&self) {
-        self.shared.stop();
+    /// handler kept are answered by its [`Handler::shutdown`]. False when threads are still held
+    /// by requests after [`Options::grace`]; only the end of the process ends those.
+    pub fn stop(&self) -> bool {
+        self.shared.stop()
     }
 }
 
@@ -181,24 +218,29 @@ impl Drop for Server {
 }
 
 impl<H: Handler> Stop for Shared<H> {
-    fn stop(&self) {
+    fn stop(&self) -> bool {
         self.end();
-        self.wait();
+        self.wait()
     }
 
-    fn wait(&self) {
+    fn wait(&self) -> bool {
         let mut pool = self.pool.lock();
         while pool.threads > 0 {
-            match pool.leader {
-                // The leader may be about to read: only a signal that comes during the read
-                // ends it, so this asks until the leader is gone.
-                Some(leader) if self.stopping.load(Ordering::SeqCst) => {
-                    let _ = pthread_kill(leader, NUDGE);
-                    self.ended.wait_for(&mut pool, Duration::from_millis(2));
-                }
-                _ => self.ended.wait(&mut pool),
+            let Some(stopped) = self.stopped.get() else {
+                self.ended.wait(&mut pool);
+                continue;
+            };
+            if stopped.elapsed() >= self.options.grace {
+                return false;
             }
+            // The leader may be about to read: only a signal that comes during the read ends it,
+            // so this asks until the leader is gone.
+            if let Some(leader) = pool.leader {
+                let _ = pthread_kill(leader, NUDGE);
+            }
+            self.ended.wait_for(&mut pool, Duration::from_millis(2));
         }
+        true
     }
 }
 
@@ -283,12 +325,15 @@ impl<H: Handler> Shared<H> {
                 self.wake_watch();
             }
             let slow = dispatch::pace(&*self.handler, &request) == Pace::Slow;
-            let led = slow && self.step(turn + 1);
-            if led {
+            if slow && self.set_apart(turn + 1, &request.header, by, false) {
                 self.hand_over();
             }
             dispatch::dispatch(&*self.handler, &self.channel, &request);
             if slow || !self.step(turn + 1) {
+                let was = self.apart.lock().remove(&request.header.unique);
+                if was.is_some_and(|apart| apart.stalled) {
+                    self.handler.resumed(&request.header);
+                }
                 return;
             }
             turn += 2;
@@ -298,6 +343,38 @@ impl<H: Handler> Shared<H> {
     /// Moves the turn on from `from`, unless another did.
     fn step(&self, from: u64) -> bool {
         self.turn.compare_exchange(from, from + 1, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Takes the lead from the request, which goes on apart, unless its turn is over.
+    fn set_apart(&self, turn: u64, header: &Header, by: i32, stalled: bool) -> bool {
+        // Under the lock, so that the request's end finds it there.
+        let mut apart = self.apart.lock();
+        let taken = self.step(turn);
+        if taken {
+            let since = Instant::now();
+            apart.insert(header.unique, Apart { header: *header, by, since, stalled });
+        }
+        taken
+    }
+
+    /// Answers those who were killed and whose requests are held up.
+    fn let_the_killed_go(&self) {
+        let held: Vec<_> = {
+            let apart = self.apart.lock();
+            apart.values().filter(|apart| apart.since.elapsed() >= CARE).copied().collect()
+        };
+        for apart in held {
+            // Under the lock, so that the thread is not at another request by now.
+            let known = self.apart.lock();
+            if known.contains_key(&apart.header.unique)
+                && is_killed(apart.header.tid)
+                && self.handler.abandon(&apart.header, apart.by)
+            {
+                tracing::info!(tid = apart.header.tid, "a killed caller's request is given up");
+                // ENOENT: answered by itself after all.
+                let _ = self.channel.send(apart.header.unique, -(Errno::EINTR as i32), &[]);
+            }
+        }
     }
 
     /// Gives the lead away, to a follower or a new thread.
@@ -317,6 +394,7 @@ impl<H: Handler> Shared<H> {
     /// No request is read from here on.
     fn end(&self) {
         if !self.stopping.swap(true, Ordering::SeqCst) {
+            let _ = self.stopped.set(Instant::now());
             self.handler.shutdown();
         }
         {
@@ -341,10 +419,15 @@ impl<H: Handler> Shared<H> {
     fn watch(self: &Arc<Self>) {
         let mut last = self.turn.load(Ordering::SeqCst);
         let mut ticks = 0;
+        let mut cared = Instant::now();
         while !self.stopping.load(Ordering::SeqCst) {
             let began = Instant::now();
             while began.elapsed() < TICK && !self.stopping.load(Ordering::SeqCst) {
                 thread::sleep(TICK - began.elapsed().min(TICK));
+            }
+            if cared.elapsed() >= CARE {
+                self.let_the_killed_go();
+                cared = Instant::now();
             }
             let now = self.turn.load(Ordering::SeqCst);
             if now != last {
@@ -352,11 +435,13 @@ impl<H: Handler> Shared<H> {
             } else if now % 2 == 1 {
                 ticks += 1;
                 let Some(answering) = *self.answering.lock() else { continue };
-                if answering.stalls(ticks) && self.step(now) {
+                if answering.stalls(ticks)
+                    && self.set_apart(now, &answering.header, answering.by, true)
+                {
                     self.hand_over();
                     self.handler.stalled(&answering.header);
                 }
-            } else {
+            } else if self.apart.lock().is_empty() {
                 // The leader sets its turn before it looks whether the watch sleeps.
                 self.watch_sleeps.store(true, Ordering::SeqCst);
                 while self.watch_sleeps.load(Ordering::SeqCst)
