@@ -51,6 +51,13 @@ fn faults_are_injected_one_by_one() {
 }
 
 #[test]
+fn files_of_the_engine_are_descriptors() {
+    if nix::unistd::geteuid().is_root() {
+        all_succeed(&[], &["access", "fault-queue"]);
+    }
+}
+
+#[test]
 fn several_at_once() {
     let Some(place) = Place::with_client(&[]) else { return };
     if !can_run() {

@@ -102,6 +102,13 @@ impl Accounts {
         })
     }
 
+    /// Pages that any account is charged with now.
+    pub fn pinned(&self) -> u64 {
+        let counters = self.mms.counters.lock();
+        let living = counters.values().filter_map(Weak::upgrade);
+        living.map(|counter| counter.pinned.load(Ordering::Relaxed)).sum()
+    }
+
     /// Pages that accounting per user has locked for `uid`.
     pub fn locked_by_user(&self, uid: u32) -> u64 {
         self.users.existing(&uid).map_or(0, |counter| counter.locked.load(Ordering::Relaxed))

@@ -115,6 +115,10 @@ impl EngineFile for DmabufFile {
         Err(Errno::EINVAL)
     }
 
+    fn only_names(&self) -> bool {
+        true
+    }
+
     fn poll(&self) -> PollEvents {
         PollEvents::IN | PollEvents::OUT | PollEvents::RDNORM | PollEvents::WRNORM
     }

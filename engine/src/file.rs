@@ -54,6 +54,12 @@ pub trait EngineFile: Send + Sync {
     /// Writes `bytes`, and says how many it took.
     fn write(&self, bytes: &[u8]) -> Result<usize, Errno>;
 
+    /// Whether a descriptor of it only names it, for ioctls and for `mmap`: reads and writes are
+    /// errors, and polls find it ready. Its last close is all that it hears of.
+    fn only_names(&self) -> bool {
+        false
+    }
+
     /// What is ready now. A file without `poll` answers `IN | OUT | RDNORM | WRNORM`.
     fn poll(&self) -> PollEvents;
 

@@ -63,6 +63,13 @@ impl Callers {
         &self.host
     }
 
+    /// Forgets those who called, as far as nobody else needs them. To be called when all are gone.
+    pub fn forget(&self) {
+        for (_, known) in self.threads.write().drain() {
+            known.memory.leave();
+        }
+    }
+
     /// The process of the thread `tid`, which waits in a call. `ESRCH` when it is gone, `EACCES`
     /// or `EPERM` when this daemon may not look into it.
     pub fn resolve(&self, tid: u32) -> Result<Arc<CallerProcess>, Errno> {

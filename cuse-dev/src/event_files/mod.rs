@@ -12,6 +12,7 @@
 //! queue of requests was emptied past that point.
 #![allow(unsafe_code)] // statx has no safe wrapper that asks without a round trip.
 
+mod namespace;
 mod serve;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -21,7 +22,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use engine::Errno;
 use engine::file::EngineFile;
 use nix::fcntl::OFlag;
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::Mode;
 use parking_lot::Mutex;
@@ -57,6 +57,23 @@ fn statx(fd: BorrowedFd<'_>, sync: libc::c_int) -> Result<FileId, Errno> {
     }
 }
 
+const ROOT: Root = Root::Directory { mode: 0o700 };
+
+/// Why there is no mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoMount {
+    /// `/dev/fuse` cannot be opened, or not be mounted.
+    #[error("FUSE cannot be had: {0} (may this user open /dev/fuse?)")]
+    Fuse(Errno),
+    /// This process may not mount, and a user namespace in which it may cannot be had.
+    #[error(
+        "mounting FUSE takes CAP_SYS_ADMIN or a user namespace, and there is none: {0} (see \
+         sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone and \
+         kernel.apparmor_restrict_unprivileged_userns)"
+    )]
+    Namespace(Errno),
+}
+
 /// The mount, its server and its files.
 pub struct EventFiles {
     files: Arc<Files>,
@@ -70,21 +87,20 @@ pub struct EventFiles {
 }
 
 impl EventFiles {
-    /// Makes the mount. Where this process may not mount, it tries to in a user namespace of its
-    /// own; that takes a process with one thread. The errno says what was missing.
-    pub fn new() -> Result<Self, Errno> {
-        match Self::mount() {
-            Err(Errno::EPERM) => {
-                enter_user_namespace()?;
-                Self::over(Self::mount()?)
-            }
-            other => Self::over(other?),
-        }
+    /// Makes the mount; where this process may not mount, in a user namespace. To be called while
+    /// this process has one thread.
+    pub fn new() -> Result<Self, NoMount> {
+        let mount = match Self::mount() {
+            // EACCES is /dev/fuse's own answer: no namespace changes that.
+            Err(Errno::EPERM) => namespace::mount()?,
+            other => other.map_err(NoMount::Fuse)?,
+        };
+        Self::over(mount).map_err(NoMount::Fuse)
     }
 
     /// The mount alone, which takes CAP_SYS_ADMIN, for [`EventFiles::over`].
     pub fn mount() -> Result<Mount, Errno> {
-        mount::fuse(&Root::Directory { mode: 0o700 }, "softiommu")
+        mount::fuse(&ROOT, "softiommu")
     }
 
     /// Serves the files over a mount that [`EventFiles::mount`] made. Starts threads, which take
@@ -178,17 +194,4 @@ impl EventFiles {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
-
-/// Gives this process a user namespace, in which it may mount. Its user and group stay.
-fn enter_user_namespace() -> Result<(), Errno> {
-    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
-    let write = |file: &str, text: String| {
-        std::fs::write(format!("/proc/self/{file}"), text)
-            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EPERM)))
-    };
-    write("uid_map", format!("{uid} {uid} 1"))?;
-    write("setgroups", "deny".into())?;
-    write("gid_map", format!("{gid} {gid} 1"))
 }

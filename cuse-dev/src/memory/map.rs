@@ -64,6 +64,7 @@ impl FileKind {
 pub(crate) struct FileMap {
     base: *mut u8,
     length: usize,
+    id: (u64, u64),
     writable: bool,
     pinnable: bool,
     _watched: Watched,
@@ -130,6 +131,7 @@ impl FileMap {
             Ok(watched) => Ok(Self {
                 base: base as *mut u8,
                 length,
+                id: kind.id,
                 writable,
                 pinnable: kind.pinnable,
                 _watched: watched,
@@ -141,6 +143,11 @@ impl FileMap {
                 Err(error)
             }
         }
+    }
+
+    /// Device and inode of the file.
+    pub(crate) fn id(&self) -> (u64, u64) {
+        self.id
     }
 
     /// Whether the mapping allows writing.

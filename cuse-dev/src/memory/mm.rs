@@ -19,9 +19,11 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 
-use super::errno;
+use super::block::Place;
 use super::parking::Parking;
+use super::pfn::Frames;
 use super::vma::Mappings;
+use super::{Host, errno};
 use crate::caller::{copying, sys};
 
 /// Addresses probed by one `process_vm_readv`.
@@ -42,7 +44,7 @@ pub(crate) struct Mm {
     thread: AtomicU32,
     mem: File,
     pub(super) mappings: Mappings,
-    pub(super) pagemap: File,
+    pagemap: File,
     /// The process got another mm (exec) or exited.
     left: AtomicBool,
     /// Its helper.
@@ -84,6 +86,18 @@ impl Mm {
     pub(super) fn called_by(&self, thread: u32) {
         self.thread.store(thread, Ordering::Relaxed);
         WAITING.set((self.pid, thread));
+    }
+
+    /// Appends the frames behind `pages` pages from `address`.
+    pub(super) fn add_frames(
+        &self,
+        host: &Host,
+        frames: &mut Frames,
+        address: u64,
+        pages: u64,
+    ) -> Result<(), Errno> {
+        let place = Place::memory(self.id.0, address);
+        host.pfns.add(frames, &self.pagemap, address, pages, place)
     }
 
     /// The process has this mm no more. Its helper, if any, ends; its pins stay.

@@ -12,6 +12,7 @@
 //! What follows a file rather than its pages follows it through truncation and hole punching,
 //! too: there the device sees the file's new pages, where the kernel would keep the old ones.
 
+pub(crate) mod block;
 pub mod file;
 pub(crate) mod helper;
 pub(crate) mod map;
@@ -28,6 +29,7 @@ pub(crate) mod watch;
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::Errno;
 
@@ -40,14 +42,21 @@ pub struct Host {
     /// `/proc/self/pagemap`.
     pub(crate) pagemap: File,
     pub(crate) watch: watch::Watch,
+    /// Pages in all pins that there are.
+    pub(crate) held: AtomicU64,
 }
 
 impl Host {
     /// Once per daemon. Fails where `/proc` cannot be read.
     pub fn new(pfn: PfnMode) -> std::io::Result<Arc<Self>> {
         let pagemap = File::open("/proc/self/pagemap")?;
-        let (maps, watch) = Default::default();
-        Ok(Arc::new(Self { maps, pfns: pfn::Pfns::new(pfn), pagemap, watch }))
+        let (maps, watch, held) = Default::default();
+        Ok(Arc::new(Self { maps, pfns: pfn::Pfns::new(pfn), pagemap, watch, held }))
+    }
+
+    /// Pages in all pins that there are; a page in two pins counts twice.
+    pub fn pages_held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
     }
 }
 

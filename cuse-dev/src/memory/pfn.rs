@@ -1,32 +1,25 @@
 //! Page frame numbers of pinned pages, in the least memory.
 //!
 //! Where the daemon may read them, `/proc/PID/pagemap` gives the real ones. Elsewhere, or with
-//! `--pfn simulated`, each pin gets numbers of its own that nobody else has, contiguous and
-//! aligned just where the real frames are (as far as the kernel tells: an unprivileged reader
-//! learns only where transparent huge pages are).
+//! `--pfn simulated`, pages get numbers that nobody else has ([`Blocks`]).
 #![allow(unsafe_code)] // one ioctl
 
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 use engine::Errno;
 
+use super::block::{Block, Blocks, HUGE, Place};
+
 const PAGE: u64 = engine::memory::PAGE_SIZE;
-/// 4K pages in a huge page of the processor.
-const HUGE: u64 = 512;
 /// Entries of pagemap that are read at once.
 const CHUNK: u64 = 1 << 15;
 /// Pagemap's present bit, and the frame's number.
 const PRESENT: u64 = 1 << 63;
 const FRAME: u64 = (1 << 55) - 1;
-
-/// Where simulated numbers begin: past 1 TiB of simulated physical memory.
-const FIRST_SIMULATED: u64 = 1 << 28;
-/// Physical addresses have at most 52 bits; simulated ones begin anew before that.
-const END_SIMULATED: u64 = 1 << 39;
 
 /// Which numbers the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +39,8 @@ pub(crate) struct Frames {
     /// The frame of that page.
     frames: Vec<u64>,
     pages: u32,
+    /// Keep the simulated ones what they are.
+    blocks: Vec<Arc<Block>>,
 }
 
 impl Frames {
@@ -66,6 +61,7 @@ impl Frames {
     pub(crate) fn shrink(&mut self) {
         self.starts.shrink_to_fit();
         self.frames.shrink_to_fit();
+        self.blocks.shrink_to_fit();
     }
 
     /// How many pages there are.
@@ -90,32 +86,31 @@ impl Frames {
             run += 1;
         }
     }
-
-    /// Bytes of memory it takes.
-    #[cfg(test)]
-    fn bytes(&self) -> usize {
-        self.starts.capacity() * 4 + self.frames.capacity() * 8
-    }
 }
 
 /// Gives out frame numbers.
 pub(crate) struct Pfns {
     mode: PfnMode,
-    next: AtomicU64,
+    blocks: Blocks,
 }
 
 impl Pfns {
     /// Numbers of the kind that `mode` says.
     pub(crate) fn new(mode: PfnMode) -> Self {
-        Self { mode, next: AtomicU64::new(FIRST_SIMULATED) }
+        Self { mode, blocks: Blocks::default() }
     }
 
     /// The frames behind `pages` pages from `address`, of the mm that `pagemap` was opened for.
-    ///
-    /// Missing pages get simulated numbers, one by one.
-    pub(crate) fn of(&self, pagemap: &File, address: u64, pages: u64) -> Result<Frames, Errno> {
+    /// `place` says which pages they are whoever looks.
+    pub(crate) fn of(
+        &self,
+        pagemap: &File,
+        address: u64,
+        pages: u64,
+        place: Place,
+    ) -> Result<Frames, Errno> {
         let mut frames = Frames::default();
-        self.add(&mut frames, pagemap, address, pages)?;
+        self.add(&mut frames, pagemap, address, pages, place)?;
         frames.shrink();
         Ok(frames)
     }
@@ -127,6 +122,7 @@ impl Pfns {
         pagemap: &File,
         address: u64,
         pages: u64,
+        place: Place,
     ) -> Result<(), Errno> {
         let total = frames.pages().checked_add(pages).ok_or(Errno::ENOMEM)?;
         u32::try_from(total).map_err(|_| Errno::ENOMEM)?;
@@ -135,11 +131,10 @@ impl Pfns {
         while page < pages {
             let count = (pages - page).min(CHUNK);
             let bytes = &mut entries[..(count * 8) as usize];
-            let at = (address / PAGE + page) * 8;
-            pagemap.read_exact_at(bytes, at).map_err(|_| Errno::EFAULT)?;
-            if !self.add_real(frames, bytes) {
-                self.add_unknown(frames, pagemap, address + page * PAGE, count);
-            }
+            let from = address + page * PAGE;
+            pagemap.read_exact_at(bytes, from / PAGE * 8).map_err(|_| Errno::EFAULT)?;
+            let huge = |page: u64| is_huge(pagemap, from + page * PAGE);
+            self.add_entries(frames, bytes, place.after(page), &huge);
             page += count;
         }
         Ok(())
@@ -148,88 +143,87 @@ impl Pfns {
     /// Frames for `pages` pages of which nothing is known.
     pub(crate) fn unknown(&self, pages: u64) -> Result<Frames, Errno> {
         let mut frames = Frames::default();
-        u32::try_from(pages).map_err(|_| Errno::ENOMEM)?;
-        self.add_lone(&mut frames, pages);
+        let pages = u32::try_from(pages).map_err(|_| Errno::ENOMEM)?;
+        for first in (0..pages).step_by(HUGE as usize) {
+            let block = self.blocks.fresh(false);
+            for page in 0..(pages - first).min(HUGE as u32) {
+                frames.push(block.frame(page.into()), 1);
+            }
+            frames.blocks.push(block);
+        }
         Ok(frames)
     }
 
-    /// Adds what `entries` of pagemap say; false when they say nothing.
-    fn add_real(&self, frames: &mut Frames, entries: &[u8]) -> bool {
-        let (mut first, mut count) = (0, 0);
-        let (words, _) = entries.as_chunks::<8>();
-        if words.iter().all(|word| u64::from_ne_bytes(*word) & FRAME == 0) {
-            return false;
-        }
-        for word in words {
-            let entry = u64::from_ne_bytes(*word);
-            let pfn = if entry & PRESENT == 0 { 0 } else { entry & FRAME };
-            if count > 0 && pfn != 0 && pfn == first + count {
-                count += 1;
-                continue;
+    /// Adds what `entries` of pagemap say; where they do not say it, or are not asked, simulated
+    /// frames of `place`. `huge` says of a page, counted from the first entry, whether it is part
+    /// of a huge one.
+    fn add_entries(
+        &self,
+        frames: &mut Frames,
+        entries: &[u8],
+        place: Place,
+        huge: &dyn Fn(u64) -> bool,
+    ) {
+        let (entries, _) = entries.as_chunks::<8>();
+        let (mut at, pages) = (0, entries.len() as u64);
+        while at < pages {
+            let run = self.real_run(&entries[at as usize..]);
+            match run {
+                (Some(first), count) => frames.push(first, count),
+                (None, count) => {
+                    self.add_simulated(frames, u64::from(count), place.after(at), &|page| {
+                        huge(at + page)
+                    })
+                }
             }
-            self.add_run(frames, first, count);
-            (first, count) = (pfn, 1);
+            at += u64::from(run.1);
         }
-        self.add_run(frames, first, count);
-        true
     }
 
-    fn add_run(&self, frames: &mut Frames, first: u64, count: u64) {
-        if count == 0 {
-            return;
-        }
-        let pfn = match self.mode {
-            PfnMode::Real if first != 0 => first,
-            _ => self.allocate(count, first % HUGE),
+    /// The first run of `entries`: its first frame, or nothing if the frames are not to be seen.
+    fn real_run(&self, entries: &[[u8; 8]]) -> (Option<u64>, u32) {
+        let frame = |entry: &[u8; 8]| {
+            let entry = u64::from_ne_bytes(*entry);
+            let seen = self.mode == PfnMode::Real && entry & PRESENT != 0 && entry & FRAME != 0;
+            seen.then_some(entry & FRAME)
         };
-        frames.push(pfn, count as u32);
-    }
-
-    /// A run of `count` numbers whose first is `phase` past a multiple of [`HUGE`], and which no
-    /// other run touches.
-    fn allocate(&self, count: u64, phase: u64) -> u64 {
-        let span = (phase + count + 1).next_multiple_of(HUGE);
-        self.reserve(span) + phase
-    }
-
-    /// `span` numbers from a multiple of [`HUGE`].
-    fn reserve(&self, span: u64) -> u64 {
-        let taken = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
-            let end = next + span;
-            Some(if end > END_SIMULATED { FIRST_SIMULATED + span } else { end })
+        let first = frame(&entries[0]);
+        let mut next = first;
+        let more = entries[1..].iter().take_while(|entry| {
+            next = next.map(|frame| frame + 1);
+            frame(entry) == next
         });
-        let (Ok(start) | Err(start)) = taken;
-        if start + span > END_SIMULATED { FIRST_SIMULATED } else { start }
+        let more = more.count();
+        (first, 1 + more as u32)
     }
 
-    /// Every second number, so that no two follow each other.
-    fn add_lone(&self, frames: &mut Frames, pages: u64) {
-        let base = self.reserve((pages * 2).next_multiple_of(HUGE));
-        frames.starts.reserve_exact(pages as usize);
-        frames.frames.reserve_exact(pages as usize);
-        for page in 0..pages {
-            frames.push(base + page * 2, 1);
+    /// Adds simulated frames for the `pages` pages from `place`.
+    fn add_simulated(
+        &self,
+        frames: &mut Frames,
+        pages: u64,
+        place: Place,
+        huge: &dyn Fn(u64) -> bool,
+    ) {
+        let mut at = 0;
+        while at < pages {
+            let here = place.after(at);
+            let block = self.blocks.get(here.block(), || huge(at));
+            let count = (HUGE - here.in_block()).min(pages - at);
+            if block.huge() {
+                frames.push(block.frame(here.in_block()), count as u32);
+            } else {
+                (0..count).for_each(|page| frames.push(block.frame(here.in_block() + page), 1));
+            }
+            frames.blocks.push(block);
+            at += count;
         }
     }
+}
 
-    /// Adds `pages` pages whose real frames are hidden: huge pages contiguous, others alone.
-    fn add_unknown(&self, frames: &mut Frames, pagemap: &File, address: u64, pages: u64) {
-        let (mut at, end) = (address, address + pages * PAGE);
-        while at < end {
-            let huge = next_huge(pagemap, at..end).unwrap_or(end..end);
-            if huge.start > at {
-                self.add_lone(frames, (huge.start - at) / PAGE);
-            }
-            at = huge.start;
-            while at < huge.end {
-                let phase = at / PAGE % HUGE;
-                let count = (HUGE - phase).min((huge.end - at) / PAGE);
-                let pfn = self.allocate(count, phase);
-                frames.push(pfn, count as u32);
-                at += count * PAGE;
-            }
-        }
-    }
+/// Whether the page at `address` is part of a huge one.
+fn is_huge(pagemap: &File, address: u64) -> bool {
+    next_huge(pagemap, address..address + PAGE).is_some()
 }
 
 /// The first range of huge pages in `range`, by `PAGEMAP_SCAN` (Linux 6.7).
@@ -302,9 +296,13 @@ mod tests {
         assert_eq!(runs(&frames, 100..101), []);
     }
 
+    fn entries(frames: &[u64]) -> Vec<u8> {
+        frames.iter().flat_map(|pfn| (PRESENT | pfn).to_ne_bytes()).collect()
+    }
+
     #[test]
-    fn simulated_numbers_never_meet() {
-        let pfns = Pfns::new(PfnMode::Simulated);
+    fn unknown_pages_are_alone() {
+        let pfns = Pfns::new(PfnMode::Real);
         let mut seen = std::collections::HashSet::new();
         for _ in 0..10 {
             let frames = pfns.unknown(1000).unwrap();
@@ -312,36 +310,47 @@ mod tests {
                 assert_eq!(count, 1, "lone pages are not contiguous");
                 assert!(seen.insert(pfn));
             }
-            assert!(frames.bytes() <= 16 * 1000);
         }
     }
 
     #[test]
-    fn simulated_numbers_keep_contiguity_and_alignment() {
-        let pfns = Pfns::new(PfnMode::Simulated);
-        let entries: Vec<u8> = [0x1200, 0x1201, 0x1202, 0x77, 0x500_u64]
-            .iter()
-            .flat_map(|pfn| (PRESENT | pfn).to_ne_bytes())
-            .collect();
+    fn real_numbers_are_pagemaps_and_gaps_are_simulated() {
+        let pfns = Pfns::new(PfnMode::Real);
         let mut frames = Frames::default();
-        assert!(pfns.add_real(&mut frames, &entries));
+        let place = Place::memory(1, 0x1000 * PAGE);
+        let entries = entries(&[0x1200, 0x1201, 0, 0x77, 0x500]);
+        pfns.add_entries(&mut frames, &entries, place, &|_| false);
         let runs = runs(&frames, 0..5);
-        assert_eq!(runs.iter().map(|run| run.1).collect::<Vec<_>>(), [3, 1, 1]);
-        assert_eq!(runs.iter().map(|run| run.0 % HUGE).collect::<Vec<_>>(), [0, 0x77, 0x100]);
-        let real = Pfns::new(PfnMode::Real);
-        let mut frames = Frames::default();
-        assert!(real.add_real(&mut frames, &entries));
-        assert_eq!(self::runs(&frames, 0..2), [(0x1200, 2)]);
+        assert_eq!([runs[0], runs[2], runs[3]], [(0x1200, 2), (0x77, 1), (0x500, 1)]);
+        assert!(runs[1].0 > 1 << 27);
     }
 
     #[test]
-    fn numbers_begin_anew_at_the_end() {
+    fn the_same_page_has_the_same_number_at_each_look() {
         let pfns = Pfns::new(PfnMode::Simulated);
-        pfns.next.store(END_SIMULATED - HUGE, Ordering::Relaxed);
-        let last = pfns.allocate(1, 0);
-        assert_eq!(last, END_SIMULATED - HUGE);
-        assert_eq!(pfns.allocate(1, 3), FIRST_SIMULATED + 3);
-        assert_eq!(pfns.allocate(1, 0), FIRST_SIMULATED + HUGE);
+        let look = |first: u64, pages: u64| {
+            let mut frames = Frames::default();
+            let entries = entries(&vec![0; pages as usize]);
+            let place = Place::memory(1, first * PAGE);
+            pfns.add_entries(&mut frames, &entries, place, &|page| first + page >= HUGE);
+            frames
+        };
+        // Pages 0 to 511 are small, the others are part of huge ones.
+        let kept = look(510, 600);
+        assert_eq!(
+            runs(&kept, 0..600).iter().map(|run| run.1).collect::<Vec<_>>(),
+            [1, 1, 512, 86]
+        );
+        for (first, pages) in [(510, 1), (511, 2), (700, 300), (1023, 2), (1024, 86)] {
+            let from = first - 510;
+            let again = look(first, pages);
+            assert_eq!(runs(&again, 0..pages), runs(&kept, from..from + pages), "{first}");
+        }
+        assert_eq!(runs(&kept, 2..514)[0].0 % HUGE, 0, "huge pages are aligned");
+        // Nobody holds it any more: a new page may be there.
+        let before = runs(&kept, 0..1);
+        drop(kept);
+        assert_ne!(runs(&look(510, 1), 0..1), before);
     }
 
     #[test]
@@ -349,7 +358,8 @@ mod tests {
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         let memory = vec![1_u8; 64 * 4096];
         let address = (memory.as_ptr() as u64).next_multiple_of(PAGE);
-        let frames = Pfns::new(PfnMode::Real).of(&pagemap, address, 63).unwrap();
+        let frames = Pfns::new(PfnMode::Real).of(&pagemap, address, 63, Place::memory(1, address));
+        let frames = frames.unwrap();
         assert_eq!(frames.pages(), 63);
         assert_eq!(runs(&frames, 0..63).iter().map(|run| run.1).sum::<u64>(), 63);
     }

@@ -1,12 +1,14 @@
 //! Pinned pages of a caller or of a file, as parts that are held in different ways.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use engine::Errno;
 use engine::memory::{Held, PAGE_SIZE, Pin};
 
 use super::Host;
+use super::block::Place;
 use super::map::FileMap;
 use super::mm::Mm;
 use super::pfn::Frames;
@@ -47,10 +49,12 @@ impl Part {
         self.frames.get_or_init(|| {
             let pages = self.length / PAGE_SIZE;
             let found = match &self.hold {
-                Hold::File { map, offset } => map
-                    .at(*offset, self.length as usize)
-                    .ok_or(Errno::EFAULT)
-                    .and_then(|at| host.pfns.of(&host.pagemap, at as u64, pages)),
+                Hold::File { map, offset } => {
+                    map.at(*offset, self.length as usize).ok_or(Errno::EFAULT).and_then(|at| {
+                        let place = Place::file(map.id(), *offset);
+                        host.pfns.of(&host.pagemap, at as u64, pages, place)
+                    })
+                }
                 Hold::Pinned(_) | Hold::Window { .. } => Err(Errno::EFAULT),
             };
             found.or_else(|_| host.pfns.unknown(pages)).unwrap_or_default()
@@ -86,6 +90,7 @@ impl Pages {
     /// A pin of `parts`, which follow each other from byte 0.
     pub(crate) fn new(host: Arc<Host>, parts: Vec<Part>, write: bool) -> Self {
         let length = parts.last().map_or(0, Part::end);
+        host.held.fetch_add(length / PAGE_SIZE, Ordering::Relaxed);
         Self { host, parts, length, write }
     }
 
@@ -114,6 +119,12 @@ impl Pages {
             at = stop;
         }
         Ok(())
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        self.host.held.fetch_sub(self.length / PAGE_SIZE, Ordering::Relaxed);
     }
 }
 

@@ -82,7 +82,7 @@ impl Registered {
             pinned.slots.push(Slot { ring, slot, pages, left: AtomicU64::new(pages) });
             if failed.is_none() {
                 let pages = length / PAGE_SIZE;
-                failed = host.pfns.add(&mut frames, &mm.pagemap, address, pages).err();
+                failed = mm.add_frames(host, &mut frames, address, pages).err();
             }
         }
         if let Some(error) = failed {

@@ -165,7 +165,9 @@ impl ProcessMemory {
             self.mm.unshare(address, length / PAGE_SIZE)?;
         }
         self.mm.probe(address, length / PAGE_SIZE)?;
-        let frames = self.host.pfns.of(&self.mm.pagemap, address, length / PAGE_SIZE)?;
+        let mut frames = Frames::default();
+        self.mm.add_frames(&self.host, &mut frames, address, length / PAGE_SIZE)?;
+        frames.shrink();
         Ok((Hold::Window { mm: self.mm.clone(), address, why }, Some(frames)))
     }
 

@@ -58,7 +58,7 @@ impl Caller for IoctlCaller<'_> {
             other => other?,
         };
         let id = FileId::of(file.as_fd())?;
-        if let Some(open) = self.supervisor.contexts().find(id) {
+        if let Some(open) = self.supervisor.open_files().context(id) {
             return Ok(CallerFile::Context(open.context.id()));
         }
         if let Some(file) = self.supervisor.find_file(id) {

@@ -7,11 +7,11 @@
 //!
 //! | what the program does | what happens |
 //! |---|---|
-//! | opens a path of ours ([`paths`]) | gets a memfd that stands for a context ([`contexts`]) |
+//! | opens a path of ours ([`paths`]) | gets a memfd that stands for a context ([`open_files`]) |
 //! | calls an ioctl on it | the engine answers, with the thread as its caller ([`caller`]) |
 //! | gets a descriptor from an ioctl | it is put into its table ([`notify`]) |
 //! | maps it | the engine says what may be mapped; the kernel maps the memfd's pages |
-//! | closes it for the last time | [`contexts`] notices, and the context is released |
+//! | closes it for the last time | [`open_files`] notices, and the context is released |
 //! | reads or writes nothing (0 bytes) of it | FUSE would not hear of it, so we answer |
 //! | reads `/proc/PID/status` | [`status`] shows what the engine pinned |
 //! | asks for faults | [`fail_nth`] and [`debugfs`] stand for the kernel's files |
@@ -21,7 +21,7 @@
 
 mod arch;
 mod caller;
-mod contexts;
+mod context;
 mod debugfs;
 mod descriptors;
 mod fail_nth;
@@ -30,6 +30,7 @@ mod front;
 mod launch;
 mod memfd;
 mod notify;
+mod open_files;
 mod paths;
 mod process;
 mod status;
@@ -37,7 +38,7 @@ mod supervisor;
 mod trace;
 mod turns;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -157,11 +158,27 @@ fn supervise(
         return Err(Failure::Launch(error));
     }
     front.tell(News::Started(pid.as_raw()));
+    warn_if_hidden(pid, name);
     die_with_front(front, pid)?;
     std::mem::forget(program);
     wait_for_tree(pid, front);
     front.tell(News::Left(supervisor.left_behind()));
     Ok(())
+}
+
+/// Says so when the program's memory and descriptors are not for us to see: its calls cannot be
+/// answered then, and the kernel answers them.
+fn warn_if_hidden(pid: Pid, name: &OsStr) {
+    let pidfd = sys::pidfd_open(pid.as_raw() as u32);
+    let looked = pidfd.and_then(|pidfd| sys::pidfd_getfd(pidfd.as_fd(), 0));
+    if matches!(looked, Err(Errno::EPERM | Errno::EACCES)) {
+        let message = format!(
+            "softiommu may not look into {name:?}, so its /dev/iommu is the kernel's (is it \
+             set-user-id, or unreadable, or is sysctl kernel.yama.ptrace_scope above 1?)"
+        );
+        tracing::error!("{message}");
+        eprintln!("softiommu: {message}");
+    }
 }
 
 /// A program that could not be supervised must not wait for its supervisor.

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,16 +18,17 @@ use nix::sys::stat::Mode;
 
 use super::arch::Call;
 use super::caller::IoctlCaller;
-use super::contexts::{Contexts, OpenContext};
+use super::context::OpenContext;
 use super::debugfs::Debugfs;
 use super::fail_nth::FailNth;
 use super::notify::{Listener, Notification};
+use super::open_files::OpenFiles;
 use super::paths::{Ours, Thread, classify};
 use super::process::{self, process_of};
 use super::turns::Turns;
 use super::{status, trace};
 use crate::caller::{CallerProcess, Callers};
-use crate::event_files::{EventFiles, FileId};
+use crate::event_files::{EventFiles, FileId, NoMount};
 use crate::memory::Host;
 
 /// Most threads that answer.
@@ -37,16 +38,47 @@ const THREADS: usize = 64;
 pub(crate) struct Supervisor {
     listener: Listener,
     engine: Arc<Engine>,
-    contexts: Contexts,
+    open_files: OpenFiles,
     callers: Callers,
     fail_nth: FailNth,
     debugfs: Option<Debugfs>,
     /// Or why there are none.
-    event_files: Result<EventFiles, Errno>,
+    event_files: Result<EventFiles, NoMount>,
+    /// The user knows why there are none.
+    told: AtomicBool,
     /// Who receives the next call.
     turns: Turns,
     /// Threads that answer: the leader, and those that lost the lead in a long call.
     answering: AtomicUsize,
+}
+
+/// What is left when all callers are gone.
+#[derive(Debug)]
+struct Left {
+    contexts: usize,
+    files: usize,
+    objects: usize,
+    /// Pages that accounts are charged with.
+    charged: u64,
+    /// Pages that are pinned, or held in another way.
+    held: u64,
+}
+
+impl Left {
+    fn total(&self) -> u64 {
+        (self.contexts + self.files + self.objects) as u64 + self.charged.max(self.held)
+    }
+}
+
+impl std::fmt::Display for Left {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { contexts, files, objects, charged, held } = self;
+        write!(
+            f,
+            "{contexts} contexts, {files} other descriptors, {objects} objects, {held} pinned \
+             pages ({charged} accounted)"
+        )
+    }
 }
 
 /// What a call gets.
@@ -78,12 +110,13 @@ impl Supervisor {
         let engine = Engine::new();
         Ok(Arc::new(Self {
             listener: Listener::new(listener),
-            contexts: Contexts::new(engine.clone())?,
+            open_files: OpenFiles::new(engine.clone())?,
             engine,
             callers: Callers::new(host),
             fail_nth: FailNth::default(),
             debugfs,
             event_files,
+            told: AtomicBool::new(false),
             turns: Turns::default(),
             answering: AtomicUsize::new(0),
         }))
@@ -93,42 +126,57 @@ impl Supervisor {
         &self.listener
     }
 
-    pub(crate) fn contexts(&self) -> &Contexts {
-        &self.contexts
+    pub(crate) fn open_files(&self) -> &OpenFiles {
+        &self.open_files
     }
 
     /// Starts answering, on threads of its own.
     pub(crate) fn start(self: &Arc<Self>) -> std::io::Result<()> {
         let watcher = self.clone();
-        thread::Builder::new().name("closes".into()).spawn(move || watcher.contexts.watch())?;
+        thread::Builder::new().name("closes".into()).spawn(move || watcher.open_files.watch())?;
         let watcher = self.clone();
         thread::Builder::new().name("watch".into()).spawn(move || watcher.watch_turns())?;
         self.add_thread()
     }
 
-    /// How many contexts and objects are left when nobody can have them open any more, and says
-    /// so if there are any. To be called when all callers are gone.
+    /// How much is left when nobody can have anything open any more, and says what if there is
+    /// any. To be called when all callers are gone.
     pub(crate) fn left_behind(&self) -> i32 {
         // Descriptors in flight are closed by the kernel's own garbage collection, a little later.
         let patience = Instant::now() + Duration::from_secs(2);
-        while self.contexts.settle_all() + self.files_left() != 0 && Instant::now() < patience {
+        let mut left = self.left();
+        while left.total() != 0 && Instant::now() < patience {
             thread::sleep(Duration::from_millis(1));
+            left = self.left();
         }
-        let open = self.contexts.settle_all();
-        let files = self.files_left();
-        let (released, objects) = self.contexts.totals();
-        tracing::debug!(released, open, files, objects, "all callers are gone");
-        let left = open + files + objects;
-        if left != 0 {
-            let message = format!(
-                "left behind: {open} contexts, {files} other descriptors, {objects} objects"
-            );
+        self.callers.forget();
+        let own = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        let released = self.open_files.totals().0;
+        tracing::debug!(released, ?left, own_descriptors = own, "all callers are gone");
+        if left.total() != 0 {
+            let message = format!("left behind: {left}");
             tracing::error!("{message}");
             eprintln!("softiommu: {message}");
         }
-        i32::try_from(left).unwrap_or(i32::MAX)
+        i32::try_from(left.total()).unwrap_or(i32::MAX)
     }
 
+    fn left(&self) -> Left {
+        self.open_files.settle_all();
+        let (contexts, files) = self.open_files.by_kind();
+        let kept = self.engine.contexts();
+        // A context that is closed and lives is kept by something that was not released.
+        let stray: usize = kept.iter().map(|context| context.objects().len()).sum();
+        Left {
+            contexts: contexts.max(kept.len()),
+            files: files + self.files_left(),
+            objects: self.open_files.totals().1 + stray,
+            charged: self.engine.accounts().pinned(),
+            held: self.callers.host().pages_held(),
+        }
+    }
+
+    /// How many descriptors of event files callers have.
     fn files_left(&self) -> usize {
         self.event_files.as_ref().map_or(0, EventFiles::len)
     }
@@ -282,7 +330,7 @@ impl Supervisor {
         if flags.contains(OFlag::O_DIRECTORY) {
             return Err(Errno::ENOTDIR);
         }
-        self.contexts.open(node, flags)
+        self.open_files.open_node(node, flags)
     }
 
     /// What the caller's descriptor `fd` is. Nothing where it is not ours, or where we may not
@@ -317,13 +365,13 @@ impl Supervisor {
         let Some((process, file, id)) = self.caller_file(call, call.args[0] as i32) else {
             return Answer::LetThrough;
         };
-        let Some(open) = self.contexts.find(id) else { return Answer::LetThrough };
+        let Some(open) = self.open_files.context(id) else { return Answer::LetThrough };
         // What was closed before this call is gone before this call.
         if let Ok(event_files) = &self.event_files {
             event_files.settle();
         }
-        if self.contexts.len() > 1 {
-            self.contexts.settle();
+        if self.open_files.len() > 1 {
+            self.open_files.settle();
         }
         if engine::call::maps_memory(call.args[1] as u32) {
             let (supervisor, waiting) = (self.clone(), *call);
@@ -359,7 +407,7 @@ impl Supervisor {
         let Some((_, _, id)) = self.caller_file(call, call.args[4] as i32) else {
             return Answer::LetThrough;
         };
-        let Some(open) = self.contexts.find(id) else { return Answer::LetThrough };
+        let Some(open) = self.open_files.context(id) else { return Answer::LetThrough };
         let [_, length, protection, flags, _, offset] = call.args;
         match open.allow_mmap(length, protection as i32, flags as i32, offset) {
             Ok(()) => Answer::LetThrough,
@@ -395,7 +443,7 @@ impl Supervisor {
 
     /// `/proc/PID/status`, if anything is pinned of the process.
     fn open_status(&self, call: &Notification, thread: Thread) -> Option<Result<OwnedFd, Errno>> {
-        if self.contexts.len() == 0 {
+        if self.open_files.len() == 0 {
             return None;
         }
         let tid = match thread {
@@ -413,12 +461,13 @@ impl Supervisor {
     pub(crate) fn open_file(&self, file: Arc<dyn EngineFile>) -> Result<OwnedFd, Errno> {
         match &self.event_files {
             Ok(event_files) => event_files.open(file),
-            Err(errno) => {
-                tracing::error!(
-                    file = file.name(),
-                    %errno,
-                    "no descriptor: neither root nor a user namespace could mount FUSE"
-                );
+            Err(_) if file.only_names() => self.open_files.open_file(file),
+            Err(why) => {
+                let message = format!("no descriptor for {}: {why}", file.name());
+                tracing::error!("{message}");
+                if !self.told.swap(true, Ordering::Relaxed) {
+                    eprintln!("softiommu: {message}");
+                }
                 file.release();
                 Err(Errno::ENODEV)
             }
@@ -427,7 +476,10 @@ impl Supervisor {
 
     /// The engine's file that `id` names.
     pub(crate) fn find_file(&self, id: FileId) -> Option<Arc<dyn EngineFile>> {
-        self.event_files.as_ref().ok()?.find(id)
+        match &self.event_files {
+            Ok(event_files) => event_files.find(id),
+            Err(_) => self.open_files.file(id),
+        }
     }
 }
 

@@ -43,10 +43,24 @@ const FSCONFIG_SET_FLAG: u32 = 0;
 const FSCONFIG_SET_STRING: u32 = 1;
 const FSCONFIG_CMD_CREATE: u32 = 6;
 
+/// Whose calls a mount's files take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Every user's of the mount's user namespace, within the files' permission bits.
+    Namespace,
+    /// The mounting user's, in whatever user namespace.
+    Mounter,
+}
+
 /// Makes a FUSE file system, open to every user within its files' permission bits. `subtype` is
 /// what mount tables show after `fuse.`. `EPERM` without CAP_SYS_ADMIN in the user namespace,
 /// `ENOENT` or `ENODEV` without FUSE in the kernel.
 pub fn fuse(root: &Root, subtype: &str) -> Result<Mount, Errno> {
+    fuse_for(Audience::Namespace, root, subtype)
+}
+
+/// Like [`fuse`], for `audience`.
+pub fn fuse_for(audience: Audience, root: &Root, subtype: &str) -> Result<Mount, Errno> {
     let channel = Channel::open("/dev/fuse")?;
     // SAFETY: fsopen reads a zero-terminated name and returns a new descriptor.
     let context =
@@ -71,7 +85,8 @@ pub fn fuse(root: &Root, subtype: &str) -> Result<Mount, Errno> {
     ] {
         configure(context.as_fd(), FSCONFIG_SET_STRING, Some(key), Some(value))?;
     }
-    for key in [c"allow_other", c"default_permissions"] {
+    let all = (audience == Audience::Namespace).then_some(c"allow_other");
+    for key in all.into_iter().chain([c"default_permissions"]) {
         configure(context.as_fd(), FSCONFIG_SET_FLAG, Some(key), None)?;
     }
     configure(context.as_fd(), FSCONFIG_CMD_CREATE, None, None)?;
@@ -88,6 +103,11 @@ pub fn fuse(root: &Root, subtype: &str) -> Result<Mount, Errno> {
 }
 
 impl Mount {
+    /// A mount that another process made: its channel and its root.
+    pub fn from_parts(channel: Channel, root: OwnedFd) -> Self {
+        Self { channel: Arc::new(channel), root }
+    }
+
     /// The session's first channel.
     pub fn channel(&self) -> Arc<Channel> {
         self.channel.clone()

@@ -3,23 +3,32 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define IOMMU_DESTROY 0x3b80
 #define IOMMU_IOAS_ALLOC 0x3b81
+#define IOMMU_FAULT_QUEUE_ALLOC 0x3b8e
+#define IOMMU_TEST_CMD 0x3ba0
+#define IOMMU_TEST_OP_CREATE_ACCESS 5
 
 struct alloc { uint32_t size, flags, id; };
 struct destroy { uint32_t size, id; };
+struct fault_queue { uint32_t size, flags, id, fd; };
+/* struct iommu_test_cmd of create_access. */
+struct create_access { uint32_t size, op, id, reserved, out_fd, flags, rest[12]; };
 
 #define CHECK(what)                                                            \
     do {                                                                       \
@@ -216,6 +225,62 @@ static void hostile(void)
     pair(openat(open("/", O_PATH), "dev/../dev//iommu", O_RDWR));
 }
 
+/* An access: only ioctls and its last close concern it. */
+static void access_file(void)
+{
+    int fd = open_iommu();
+    struct create_access create = { .size = sizeof(create), .op = IOMMU_TEST_OP_CREATE_ACCESS,
+                                    .id = alloc(fd) };
+    CHECK(ioctl(fd, IOMMU_TEST_CMD, &create) == 0);
+    struct destroy used = { .size = sizeof(used), .id = create.id };
+    expect(fd, IOMMU_DESTROY, &used, EBUSY);
+    CHECK(fcntl(create.out_fd, F_GETFD) == FD_CLOEXEC);
+    int dup_fd = dup(create.out_fd);
+    CHECK(dup_fd >= 0 && close(create.out_fd) == 0);
+    expect(fd, IOMMU_DESTROY, &used, EBUSY);
+    CHECK(close(dup_fd) == 0);
+    destroy(fd, create.id);
+}
+
+/* A fault queue: read, written and polled. */
+static void fault_queue(void)
+{
+    int fd = open_iommu();
+    struct fault_queue queue = { .size = sizeof(queue) };
+    CHECK(ioctl(fd, IOMMU_FAULT_QUEUE_ALLOC, &queue) == 0);
+    struct destroy used = { .size = sizeof(used), .id = queue.id };
+    expect(fd, IOMMU_DESTROY, &used, EBUSY);
+    CHECK(fcntl(queue.fd, F_SETFL, O_NONBLOCK) == 0);
+    char event[64];
+    /* Events have 40 bytes; without any there is nothing to wait for. */
+    CHECK(read(queue.fd, event, 40) == 0);
+    CHECK(read(queue.fd, event, 41) == -1 && errno == ESPIPE);
+    CHECK(write(queue.fd, event, 3) == -1 && errno == ESPIPE);
+    struct pollfd ready = { .fd = queue.fd, .events = POLLIN | POLLOUT };
+    CHECK(poll(&ready, 1, 0) == 1 && ready.revents == POLLOUT);
+    fd_set set;
+    struct timeval now = { 0 };
+    FD_ZERO(&set);
+    FD_SET(queue.fd, &set);
+    CHECK(select(queue.fd + 1, &set, NULL, NULL, &now) == 0);
+    int epoll = epoll_create1(0);
+    struct epoll_event event_of = { .events = EPOLLIN | EPOLLOUT };
+    CHECK(epoll_ctl(epoll, EPOLL_CTL_ADD, queue.fd, &event_of) == 0);
+    CHECK(epoll_wait(epoll, &event_of, 1, 0) == 1 && event_of.events == EPOLLOUT);
+    close(epoll);
+    CHECK(close(queue.fd) == 0);
+    destroy(fd, queue.id);
+}
+
+/* Where there is no FUSE. */
+static void no_fault_queue(void)
+{
+    int fd = open_iommu();
+    struct fault_queue queue = { .size = sizeof(queue) };
+    expect(fd, IOMMU_FAULT_QUEUE_ALLOC, &queue, ENODEV);
+    CHECK(alloc(fd) == 1);
+}
+
 static volatile sig_atomic_t alarms;
 
 static void on_alarm(int signal)
@@ -292,6 +357,12 @@ int main(int argc, char **argv)
         contexts();
     else if (!strcmp(what, "hostile"))
         hostile();
+    else if (!strcmp(what, "access"))
+        access_file();
+    else if (!strcmp(what, "fault-queue"))
+        fault_queue();
+    else if (!strcmp(what, "no-fault-queue"))
+        no_fault_queue();
     else if (!strcmp(what, "interrupted"))
         interrupted();
     else if (!strcmp(what, "busy"))

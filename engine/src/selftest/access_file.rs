@@ -156,6 +156,10 @@ impl EngineFile for AccessFile {
         Err(Errno::EINVAL)
     }
 
+    fn only_names(&self) -> bool {
+        true
+    }
+
     fn poll(&self) -> PollEvents {
         PollEvents::IN | PollEvents::OUT | PollEvents::RDNORM | PollEvents::WRNORM
     }

@@ -1,96 +1,51 @@
-//! The iommufds of the launched programs: memfds that stand for contexts of the engine.
+//! The open files that stand for what the engine has opened: a memfd for each.
 //!
 //! A caller's iommufd is a second open of a memfd that the supervisor made. The memfd's inode
-//! number names the context whichever descriptor a call comes through, and the memfd's pages are
-//! what `mmap` of the iommufd maps.
+//! number tells what it stands for, whichever descriptor a call comes through. Files of the engine
+//! of which only ioctls speak (accesses, dma-bufs) are memfds, too, where there is no FUSE.
 //!
 //! # The last close
 //! An inotify watch tells when a caller's open file is closed for good: dups, descriptors in flight
 //! and mappings included, since each keeps the open file alive. Somebody may have opened the memfd
 //! again (through `/proc/self/fd`), so the event is only a reason to look: a write lease can be
 //! had if and only if no open file but the supervisor's own is left. The kernel sends the event
-//! just before it drops the open file, so a look may come too early; such a context stays *suspect*
+//! just before it drops the open file, so a look may come too early; such a file stays *suspect*
 //! and is looked at again, by the next call or a little later.
 
 use std::collections::HashMap;
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use engine::{Context, Engine, Errno, Mapping, MmapRequest, Node};
+use engine::file::EngineFile;
+use engine::{Engine, Errno, Node};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use parking_lot::{Mutex, RwLock};
 
+use super::context::OpenContext;
 use super::memfd::SharedMemfd;
 use crate::event_files::FileId;
 
-/// A context that a launched program has open.
-pub(crate) struct OpenContext {
-    /// The engine's side.
-    pub(crate) context: Arc<Context>,
-    memfd: SharedMemfd,
-    inode: u64,
+/// What a memfd stands for.
+#[derive(Clone)]
+enum Meaning {
+    Context(Arc<OpenContext>),
+    File(Arc<dyn EngineFile>),
+}
+
+/// A memfd that callers have open.
+struct OpenFile {
+    meaning: Meaning,
+    memfd: Arc<SharedMemfd>,
     watch: WatchDescriptor,
-    /// What callers mapped, and may still map.
-    mappings: Mutex<Vec<(Region, Mapping)>>,
-}
-
-/// Bytes of the memfd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Region {
-    offset: u64,
-    length: u64,
-}
-
-impl OpenContext {
-    /// Answers `mmap` of the iommufd: the kernel then maps the memfd's pages, which from now on
-    /// are the driver's.
-    pub(crate) fn allow_mmap(
-        &self,
-        length: u64,
-        protection: i32,
-        flags: i32,
-        offset: u64,
-    ) -> Result<(), Errno> {
-        let kind = flags & libc::MAP_TYPE;
-        let mapping = self.context.mmap(MmapRequest {
-            offset,
-            length,
-            shared: kind == libc::MAP_SHARED || kind == libc::MAP_SHARED_VALIDATE,
-            executable: protection & libc::PROT_EXEC != 0,
-        })?;
-        mapping.memory().place(self.memfd.file().as_fd(), offset)?;
-        let region = Region { offset, length: mapping.memory().length() };
-        let mut mappings = self.mappings.lock();
-        if !mappings.iter().any(|(known, _)| *known == region) {
-            mappings.push((region, mapping));
-        }
-        Ok(())
-    }
-
-    /// Lets go what callers have unmapped since. A mapping leaves no trace when it goes, so this
-    /// looks through the mappings of all processes: for the rare call that wants to know.
-    pub(crate) fn forget_unmapped(&self) {
-        let mut mappings = self.mappings.lock();
-        if mappings.is_empty() {
-            return;
-        }
-        let live = mapped_regions(self.inode);
-        mappings.retain(|(region, _)| {
-            live.iter().any(|l| {
-                l.offset < region.offset + region.length && region.offset < l.offset + l.length
-            })
-        });
-    }
 }
 
 #[derive(Default)]
 struct Closing {
-    /// Contexts that were closed once, and whether they still are open is to be looked at.
+    /// Inodes of files that were closed once, and whether they still are open is to be looked at.
     suspects: HashMap<u64, u32>,
     released: usize,
     left_over: usize,
@@ -100,25 +55,24 @@ struct Closing {
 /// counts again.
 const LOOKS: u32 = 200;
 
-/// All open contexts.
-pub(crate) struct Contexts {
+/// All open files.
+pub(crate) struct OpenFiles {
     engine: Arc<Engine>,
-    by_inode: RwLock<HashMap<u64, Arc<OpenContext>>>,
+    by_inode: RwLock<HashMap<u64, Arc<OpenFile>>>,
     count: AtomicUsize,
     device: (u32, u32),
     inotify: Inotify,
     closing: Mutex<Closing>,
 }
 
-impl Contexts {
-    /// No contexts. Fails where memfds or inotify cannot be had.
+impl OpenFiles {
+    /// No files. Fails where memfds or inotify cannot be had.
     pub(crate) fn new(engine: Arc<Engine>) -> Result<Self, Errno> {
-        let device = FileId::of(new_memfd()?.file().as_fd())?.device;
         Ok(Self {
             engine,
             by_inode: RwLock::default(),
             count: AtomicUsize::new(0),
-            device,
+            device: SharedMemfd::new(c"device")?.device(),
             inotify: Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?,
             closing: Mutex::default(),
         })
@@ -126,26 +80,60 @@ impl Contexts {
 
     /// Opens `node`. Answers a descriptor for the caller, opened with the access mode and status
     /// flags of `flags`; closing all its duplicates ends the context.
-    pub(crate) fn open(&self, node: Node, flags: OFlag) -> Result<OwnedFd, Errno> {
+    pub(crate) fn open_node(&self, node: Node, flags: OFlag) -> Result<OwnedFd, Errno> {
         self.settle();
-        let memfd = new_memfd()?;
-        let inode = FileId::of(memfd.file().as_fd())?.inode;
+        let memfd = Arc::new(SharedMemfd::new(c"iommufd")?);
+        self.give(memfd.clone(), flags, || {
+            Meaning::Context(Arc::new(OpenContext::new(self.engine.open(node), memfd)))
+        })
+    }
+
+    /// A descriptor for `file`, of which nobody reads or writes. Its last close releases the file;
+    /// so does an error here.
+    pub(crate) fn open_file(&self, file: Arc<dyn EngineFile>) -> Result<OwnedFd, Errno> {
+        let opened = named(file.name()).and_then(|memfd| {
+            let mode = if file.writable() { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+            self.give(Arc::new(memfd), mode, || Meaning::File(file.clone()))
+        });
+        opened.inspect_err(|_| file.release())
+    }
+
+    fn give(
+        &self,
+        memfd: Arc<SharedMemfd>,
+        flags: OFlag,
+        meaning: impl FnOnce() -> Meaning,
+    ) -> Result<OwnedFd, Errno> {
         let path = format!("/proc/self/fd/{}", memfd.file().as_raw_fd());
         let watch = self.inotify.add_watch(path.as_str(), AddWatchFlags::IN_CLOSE)?;
         let given = memfd.open(flags)?;
-        let context = self.engine.open(node);
-        let open = OpenContext { context, memfd, inode, watch, mappings: Mutex::default() };
-        self.by_inode.write().insert(inode, Arc::new(open));
+        let open = OpenFile { meaning: meaning(), watch, memfd };
+        self.by_inode.write().insert(open.memfd.inode(), Arc::new(open));
         self.count.fetch_add(1, Ordering::Relaxed);
         Ok(given)
     }
 
-    /// The context that the file `id` is, if it is one.
-    pub(crate) fn find(&self, id: FileId) -> Option<Arc<OpenContext>> {
+    fn find(&self, id: FileId) -> Option<Meaning> {
         if id.device != self.device {
             return None;
         }
-        self.by_inode.read().get(&id.inode).cloned()
+        self.by_inode.read().get(&id.inode).map(|open| open.meaning.clone())
+    }
+
+    /// The context that the file `id` is, if it is one.
+    pub(crate) fn context(&self, id: FileId) -> Option<Arc<OpenContext>> {
+        match self.find(id)? {
+            Meaning::Context(context) => Some(context),
+            Meaning::File(_) => None,
+        }
+    }
+
+    /// The file of the engine that the file `id` is, if it is one.
+    pub(crate) fn file(&self, id: FileId) -> Option<Arc<dyn EngineFile>> {
+        match self.find(id)? {
+            Meaning::Context(_) => None,
+            Meaning::File(file) => Some(file),
+        }
     }
 
     /// How many are open.
@@ -153,13 +141,21 @@ impl Contexts {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// How many contexts were released, and how many objects would not go with them.
+    /// How many contexts are open, and how many other files.
+    pub(crate) fn by_kind(&self) -> (usize, usize) {
+        let open = self.by_inode.read();
+        let contexts = open.values().filter(|open| matches!(open.meaning, Meaning::Context(_)));
+        let contexts = contexts.count();
+        (contexts, open.len() - contexts)
+    }
+
+    /// How many files were released, and how many objects would not go with them.
     pub(crate) fn totals(&self) -> (usize, usize) {
         let closing = self.closing.lock();
         (closing.released, closing.left_over)
     }
 
-    /// Releases the contexts that were closed before now. Answers whether some may be closed in a
+    /// Releases the files that were closed before now. Answers whether some may be closed in a
     /// moment.
     pub(crate) fn settle(&self) -> bool {
         let mut closing = self.closing.lock();
@@ -179,7 +175,7 @@ impl Contexts {
         !closing.suspects.is_empty()
     }
 
-    /// Looks at every context, and answers how many are open.
+    /// Looks at every file, and answers how many are open.
     pub(crate) fn settle_all(&self) -> usize {
         let inodes: Vec<u64> = self.by_inode.read().keys().copied().collect();
         self.closing.lock().suspects.extend(inodes.into_iter().map(|inode| (inode, LOOKS)));
@@ -195,24 +191,24 @@ impl Contexts {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                     closing.suspects.extend(known.keys().map(|&inode| (inode, LOOKS)));
                 } else if let Some(open) = known.values().find(|open| open.watch == event.wd) {
-                    closing.suspects.insert(open.inode, LOOKS);
+                    closing.suspects.insert(open.memfd.inode(), LOOKS);
                 }
             }
         }
     }
 
-    fn release(&self, open: &OpenContext, closing: &mut Closing) {
-        self.by_inode.write().remove(&open.inode);
+    fn release(&self, open: &OpenFile, closing: &mut Closing) {
+        self.by_inode.write().remove(&open.memfd.inode());
         self.count.fetch_sub(1, Ordering::Relaxed);
         let _ = self.inotify.rm_watch(open.watch);
-        open.mappings.lock().clear();
-        let left_over = open.context.close();
         closing.released += 1;
-        closing.left_over += left_over;
-        tracing::debug!(context = open.context.id().0, left_over, "released");
+        match &open.meaning {
+            Meaning::Context(context) => closing.left_over += context.close(),
+            Meaning::File(file) => file.release(),
+        }
     }
 
-    /// Releases contexts as they are closed, for ever. For a thread of its own.
+    /// Releases files as they are closed, for ever. For a thread of its own.
     pub(crate) fn watch(&self) {
         loop {
             let patience = if self.settle() { PollTimeout::from(1u8) } else { PollTimeout::NONE };
@@ -227,43 +223,17 @@ impl Contexts {
             if let Err(errno) = poll(&mut fds, patience)
                 && errno != Errno::EINTR
             {
-                tracing::error!(%errno, "cannot wait for closed iommufds");
+                tracing::error!(%errno, "cannot wait for closed files");
                 std::thread::sleep(Duration::from_secs(1));
             }
         }
     }
 }
 
-/// What of the memfd with this `inode` is mapped, by anyone whom we may look at.
-fn mapped_regions(inode: u64) -> Vec<Region> {
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let mut regions = Vec::new();
-    for process in processes.flatten() {
-        let is_process = process.file_name().to_str().is_some_and(|n| n.parse::<u32>().is_ok());
-        let Ok(maps) = fs::read(process.path().join("maps")) else { continue };
-        if is_process {
-            let maps = String::from_utf8_lossy(&maps);
-            regions.extend(maps.lines().filter_map(|line| region_of(line, inode)));
-        }
-    }
-    regions
-}
-
-/// The region that a line of `/proc/PID/maps` shows, if it is of our memfd.
-fn region_of(line: &str, inode: u64) -> Option<Region> {
-    if !line.contains("/memfd:iommufd") {
-        return None;
-    }
-    let mut words = line.split_whitespace();
-    let (start, end) = words.next()?.split_once('-')?;
-    let hex = |text| u64::from_str_radix(text, 16).ok();
-    let offset = hex(words.nth(1)?)?;
-    let length = hex(end)?.checked_sub(hex(start)?)?;
-    (words.nth(1)?.parse() == Ok(inode)).then_some(Region { offset, length })
-}
-
-fn new_memfd() -> Result<SharedMemfd, Errno> {
-    SharedMemfd::new(c"iommufd")
+/// A memfd for a file of the engine: `[name]` shows as `memfd:name`.
+fn named(name: &'static str) -> Result<SharedMemfd, Errno> {
+    let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
+    SharedMemfd::sealed(&name)
 }
 
 #[cfg(test)]
@@ -274,11 +244,11 @@ mod tests {
     use nix::sys::stat::Mode;
     use std::time::Instant;
 
-    fn contexts() -> Contexts {
-        Contexts::new(Engine::new()).unwrap()
+    fn contexts() -> OpenFiles {
+        OpenFiles::new(Engine::new()).unwrap()
     }
 
-    fn settle_until(contexts: &Contexts, len: usize) {
+    fn settle_until(contexts: &OpenFiles, len: usize) {
         let end = Instant::now() + Duration::from_secs(20);
         while contexts.len() != len && Instant::now() < end {
             contexts.settle();
@@ -287,17 +257,21 @@ mod tests {
         assert_eq!(contexts.len(), len);
     }
 
-    fn is_found(contexts: &Contexts, fd: &OwnedFd) -> bool {
-        contexts.find(FileId::of(fd.as_fd()).unwrap()).is_some()
+    fn is_found(contexts: &OpenFiles, fd: &OwnedFd) -> bool {
+        contexts.context(FileId::of(fd.as_fd()).unwrap()).is_some()
     }
 
     #[test]
     fn the_last_close_releases() {
         let contexts = contexts();
-        let one = contexts.open(Node::Iommu, OFlag::O_RDWR).unwrap();
-        let other = contexts.open(Node::Iommu, OFlag::O_RDONLY).unwrap();
+        let one = contexts.open_node(Node::Iommu, OFlag::O_RDWR).unwrap();
+        let other = contexts.open_node(Node::Iommu, OFlag::O_RDONLY).unwrap();
         assert!(is_found(&contexts, &one) && is_found(&contexts, &other));
-        assert!(contexts.find(FileId::of(new_memfd().unwrap().file().as_fd()).unwrap()).is_none());
+        assert!(
+            contexts
+                .context(FileId::of(SharedMemfd::new(c"other").unwrap().file().as_fd()).unwrap())
+                .is_none()
+        );
         let dup = one.try_clone().unwrap();
         drop(one);
         contexts.settle();
@@ -312,7 +286,7 @@ mod tests {
     #[test]
     fn a_second_open_of_the_same_memfd_keeps_it() {
         let contexts = contexts();
-        let one = contexts.open(Node::Iommu, OFlag::O_RDWR).unwrap();
+        let one = contexts.open_node(Node::Iommu, OFlag::O_RDWR).unwrap();
         let path = format!("/proc/self/fd/{}", one.as_raw_fd());
         let second = nix::fcntl::open(path.as_str(), OFlag::O_RDWR, Mode::empty()).unwrap();
         drop(one);
@@ -327,7 +301,7 @@ mod tests {
     #[test]
     fn a_mapping_keeps_it() {
         let contexts = contexts();
-        let fd = contexts.open(Node::Iommu, OFlag::O_RDWR).unwrap();
+        let fd = contexts.open_node(Node::Iommu, OFlag::O_RDWR).unwrap();
         let page = std::num::NonZeroUsize::new(4096).unwrap();
         nix::unistd::ftruncate(&fd, 4096).unwrap();
         let (read, shared) =
