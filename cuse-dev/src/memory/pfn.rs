@@ -167,16 +167,15 @@ impl Pfns {
         let (entries, _) = entries.as_chunks::<8>();
         let (mut at, pages) = (0, entries.len() as u64);
         while at < pages {
-            let run = self.real_run(&entries[at as usize..]);
-            match run {
-                (Some(first), count) => frames.push(first, count),
-                (None, count) => {
-                    self.add_simulated(frames, u64::from(count), place.after(at), &|page| {
-                        huge(at + page)
-                    })
+            let (first, count) = self.real_run(&entries[at as usize..]);
+            match first {
+                Some(first) => frames.push(first, count),
+                None => {
+                    let huge_here = |page| huge(at + page);
+                    self.add_simulated(frames, count.into(), place.after(at), &huge_here);
                 }
             }
-            at += u64::from(run.1);
+            at += u64::from(count);
         }
     }
 
