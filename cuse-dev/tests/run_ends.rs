@@ -112,13 +112,48 @@ fn programs_killed_at_any_moment_leave_nothing() {
     let client = place.client();
     let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
             \"$0\" busy >/dev/null & victim=$!
+            \"$0\" busy >/dev/null & other=$!
             sleep 0.0$i
-            kill -9 $victim; wait $victim 2>/dev/null
+            kill -9 $victim; sleep 0.00$i; kill -9 $other
+            wait $victim 2>/dev/null; [ $? = 137 ] || exit 3
+            wait $other 2>/dev/null; [ $? = 137 ] || exit 4
         done; exit 0";
-    let mut command = softiommu_run(&["--strict"]);
-    command.args(["sh", "-c", script]).arg(client);
+    let log = place.directory.path().join("log");
+    let mut command = softiommu_run(&["--strict", "--log", log.to_str().unwrap()]);
+    command.env("RUST_LOG", "debug").args(["sh", "-c", script]).arg(client);
     let output = finish(command);
     assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(own_descriptors(&log) / 64, 0, "the supervisor keeps what it has of the dead");
+}
+
+/// How many descriptors the supervisor has at its end, as it logs.
+fn own_descriptors(log: &std::path::Path) -> usize {
+    let log = std::fs::read_to_string(log).unwrap();
+    let at = log.split_once("own_descriptors=").unwrap_or_else(|| panic!("{log}")).1;
+    let digits = at.find(|c: char| !c.is_ascii_digit()).unwrap_or(at.len());
+    at[..digits].parse().unwrap()
+}
+
+#[test]
+fn what_is_left_is_told() {
+    let Some(place) = Place::with_client(&[]) else { return };
+    if !can_run() {
+        return;
+    }
+    // Somebody outside of the tree has the context: we.
+    for (options, status) in [(&["--strict"][..], 1), (&[], 0)] {
+        let (outside, inside) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut command = softiommu_run(options);
+        command.arg(place.client()).arg("gives-away");
+        command.stdin(std::os::fd::OwnedFd::from(inside));
+        let output = finish(command);
+        drop(outside);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(status), "{said}");
+        let left = "left behind: 1 contexts, 0 other descriptors, 4 objects, 16 pinned pages \
+                    (16 accounted)";
+        assert!(said.contains(left), "{said}");
+    }
 }
 
 #[test]

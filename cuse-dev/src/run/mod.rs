@@ -173,12 +173,18 @@ fn warn_if_hidden(pid: Pid, name: &OsStr) {
     let looked = pidfd.and_then(|pidfd| sys::pidfd_getfd(pidfd.as_fd(), 0));
     if matches!(looked, Err(Errno::EPERM | Errno::EACCES)) {
         let message = format!(
-            "softiommu may not look into {name:?}, so its /dev/iommu is the kernel's (is it \
+            "may not look into {name:?}, so its /dev/iommu is the kernel's (is it \
              set-user-id, or unreadable, or is sysctl kernel.yama.ptrace_scope above 1?)"
         );
-        tracing::error!("{message}");
-        eprintln!("softiommu: {message}");
+        tell(&message);
     }
+}
+
+/// Says something to the user, and into the log.
+fn tell(message: &str) {
+    eprintln!("softiommu: {message}");
+    // Standard error, where it is the log, has it already, unless somebody wants to know all.
+    tracing::info!("{message}");
 }
 
 /// A program that could not be supervised must not wait for its supervisor.

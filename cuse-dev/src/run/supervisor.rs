@@ -154,9 +154,7 @@ impl Supervisor {
         let released = self.open_files.totals().0;
         tracing::debug!(released, ?left, own_descriptors = own, "all callers are gone");
         if left.total() != 0 {
-            let message = format!("left behind: {left}");
-            tracing::error!("{message}");
-            eprintln!("softiommu: {message}");
+            super::tell(&format!("left behind: {left}"));
         }
         i32::try_from(left.total()).unwrap_or(i32::MAX)
     }
@@ -463,10 +461,8 @@ impl Supervisor {
             Ok(event_files) => event_files.open(file),
             Err(_) if file.only_names() => self.open_files.open_file(file),
             Err(why) => {
-                let message = format!("no descriptor for {}: {why}", file.name());
-                tracing::error!("{message}");
                 if !self.told.swap(true, Ordering::Relaxed) {
-                    eprintln!("softiommu: {message}");
+                    super::tell(&format!("no descriptor for {}: {why}", file.name()));
                 }
                 file.release();
                 Err(Errno::ENODEV)

@@ -20,15 +20,25 @@
 
 #define IOMMU_DESTROY 0x3b80
 #define IOMMU_IOAS_ALLOC 0x3b81
+#define IOMMU_IOAS_MAP 0x3b85
 #define IOMMU_FAULT_QUEUE_ALLOC 0x3b8e
 #define IOMMU_TEST_CMD 0x3ba0
+#define IOMMU_TEST_OP_MOCK_DOMAIN 2
 #define IOMMU_TEST_OP_CREATE_ACCESS 5
+#define IOMMU_TEST_OP_ACCESS_PAGES 7
 
 struct alloc { uint32_t size, flags, id; };
 struct destroy { uint32_t size, id; };
+struct map { uint32_t size, flags, ioas, reserved; uint64_t address, length, iova; };
 struct fault_queue { uint32_t size, flags, id, fd; };
-/* struct iommu_test_cmd of create_access. */
+/* struct iommu_test_cmd of three operations. */
 struct create_access { uint32_t size, op, id, reserved, out_fd, flags, rest[12]; };
+struct mock_domain { uint32_t size, op, id, reserved, out_device, rest[13]; };
+struct access_pages {
+    uint32_t size, op, id, reserved, flags, out_id;
+    uint64_t iova, length, address;
+    uint32_t rest[6];
+};
 
 #define CHECK(what)                                                            \
     do {                                                                       \
@@ -122,32 +132,47 @@ static void inherited(const char *number)
     destroy(fd, 2);
 }
 
-static void passes_descriptor(void)
+static void send_descriptor(int socket, int fd)
 {
-    int ends[2];
     char byte = 0, space[CMSG_SPACE(sizeof(int))] = { 0 };
     struct iovec iov = { &byte, 1 };
     struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space,
                               .msg_controllen = sizeof(space) };
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(fd));
+    memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+    CHECK(sendmsg(socket, &message, 0) == 1);
+}
+
+static int receive_descriptor(int socket)
+{
+    int fd;
+    char byte, space[CMSG_SPACE(sizeof(int))];
+    struct iovec iov = { &byte, 1 };
+    struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space,
+                              .msg_controllen = sizeof(space) };
+    CHECK(recvmsg(socket, &message, 0) == 1 && CMSG_FIRSTHDR(&message));
+    memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
+    return fd;
+}
+
+static void passes_descriptor(void)
+{
+    int ends[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {
-        int fd;
-        CHECK(recvmsg(ends[1], &message, 0) == 1);
-        memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
+        int fd = receive_descriptor(ends[1]);
         destroy(fd, 1);
         pair(fd);
         _exit(0);
     }
     int fd = open_iommu();
     CHECK(alloc(fd) == 1);
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(fd));
-    memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-    CHECK(sendmsg(ends[0], &message, 0) == 1);
+    send_descriptor(ends[0], fd);
     close(fd);
     succeeds(child);
 }
@@ -301,17 +326,71 @@ static void interrupted(void)
     ualarm(0, 0);
 }
 
+static void map(int fd, uint32_t ioas, void *address, uint64_t length, uint64_t iova)
+{
+    struct map map = { .size = sizeof(map), .flags = 7, .ioas = ioas, .length = length,
+                       .address = (uintptr_t)address, .iova = iova };
+    CHECK(ioctl(fd, IOMMU_IOAS_MAP, &map) == 0);
+}
+
+static uint32_t mock_domain(int fd, uint32_t ioas)
+{
+    struct mock_domain mock = { .size = sizeof(mock), .op = IOMMU_TEST_OP_MOCK_DOMAIN, .id = ioas };
+    CHECK(ioctl(fd, IOMMU_TEST_CMD, &mock) == 0);
+    return mock.out_device;
+}
+
+/* Pages pinned for a domain and by an access, and a fault queue if there can be one. */
+static int fill(char *private, char *shared)
+{
+    int fd = open_iommu();
+    uint32_t ioas = alloc(fd);
+    struct create_access create = { .size = sizeof(create), .op = IOMMU_TEST_OP_CREATE_ACCESS,
+                                    .id = ioas, .flags = 1 };
+    struct fault_queue queue = { .size = sizeof(queue) };
+    mock_domain(fd, ioas);
+    map(fd, ioas, private, 16 * 4096, 1 << 24);
+    map(fd, ioas, shared, 16 * 4096, 2 << 24);
+    CHECK(ioctl(fd, IOMMU_TEST_CMD, &create) == 0);
+    struct access_pages pages = { .size = sizeof(pages), .op = IOMMU_TEST_OP_ACCESS_PAGES,
+                                  .id = create.out_fd, .iova = 1 << 24, .length = 4096,
+                                  .address = (uintptr_t)private };
+    CHECK(ioctl(fd, IOMMU_TEST_CMD, &pages) == 0);
+    if (ioctl(fd, IOMMU_FAULT_QUEUE_ALLOC, &queue) == 0)
+        close(queue.fd);
+    return fd;
+}
+
+static char *pages(int kind)
+{
+    char *at = mmap(NULL, 16 * 4096, PROT_READ | PROT_WRITE, kind | MAP_ANONYMOUS, -1, 0);
+    CHECK(at != MAP_FAILED);
+    memset(at, 1, 16 * 4096);
+    return at;
+}
+
 /* Until it is killed. */
 static void busy(void)
 {
     puts("busy");
     fflush(stdout);
-    for (;;) {
-        int fd = open_iommu();
-        for (int i = 0; i < 5; i++)
-            alloc(fd);
-        close(fd);
+    for (int i = 0;; i++) {
+        close(fill(pages(MAP_PRIVATE), pages(MAP_SHARED)));
+        /* The access has a descriptor still, and keeps its context. */
+        if (i % 8 == 7)
+            for (int fd = 3; fd < 64; fd++)
+                close(fd);
     }
+}
+
+/* Sends a context with pinned pages over standard input, to somebody outside. */
+static void gives_away(void)
+{
+    int fd = open_iommu();
+    uint32_t ioas = alloc(fd);
+    mock_domain(fd, ioas);
+    map(fd, ioas, pages(MAP_SHARED), 16 * 4096, 1 << 24);
+    send_descriptor(0, fd);
 }
 
 /* /proc/PID/fail-nth: each site fails in its turn, and then none does. */
@@ -367,6 +446,8 @@ int main(int argc, char **argv)
         interrupted();
     else if (!strcmp(what, "busy"))
         busy();
+    else if (!strcmp(what, "gives-away"))
+        gives_away();
     else if (!strcmp(what, "faults"))
         faults();
     else
