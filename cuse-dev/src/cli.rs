@@ -32,6 +32,14 @@ pub(crate) enum Command {
     /// regular file by FUSE. Programs, containers and other users among them, then open it like
     /// the kernel's. It needs root to begin and gives up what it does not need.
     Serve(crate::cli_serve::Serve),
+    /// Examine this machine: what is missing, what that costs, and how to get it
+    ///
+    /// Each thing is tried, not looked up. The exit status is 0 if what --for names works here,
+    /// with fallbacks or without, and 1 if it does not.
+    Doctor(crate::cli_doctor::Doctor),
+    /// Write the manual pages and the shells' completions into a directory
+    #[command(hide = true)]
+    Pages(crate::cli_pages::Pages),
 }
 
 /// Options of `softiommu run`.

@@ -1,6 +1,8 @@
 //! The softiommu program.
 
 mod cli;
+mod cli_doctor;
+mod cli_pages;
 mod cli_serve;
 mod log;
 mod startup;
@@ -19,6 +21,13 @@ fn main() {
                 ignores_pipe: startup::ignores_pipe(),
             };
             cuse_dev::run::run(run, move || log::set_up(log.as_deref()))
+        }
+        Command::Doctor(options) => std::process::exit(options.examine()),
+        Command::Pages(options) => {
+            if let Err(error) = options.write() {
+                eprintln!("softiommu: {error}");
+                std::process::exit(1);
+            }
         }
         Command::Serve(options) => {
             let log = options.log.clone();

@@ -90,12 +90,16 @@ impl EventFiles {
     /// Makes the mount; where this process may not mount, in a user namespace. To be called while
     /// this process has one thread.
     pub fn new() -> Result<Self, NoMount> {
-        let mount = match Self::mount() {
+        Self::over(Self::mount_somehow()?).map_err(NoMount::Fuse)
+    }
+
+    /// The mount alone, as [`EventFiles::new`] makes it.
+    pub(crate) fn mount_somehow() -> Result<Mount, NoMount> {
+        match Self::mount() {
             // EACCES is /dev/fuse's own answer: no namespace changes that.
-            Err(Errno::EPERM) => namespace::mount()?,
-            other => other.map_err(NoMount::Fuse)?,
-        };
-        Self::over(mount).map_err(NoMount::Fuse)
+            Err(Errno::EPERM) => namespace::mount(),
+            other => other.map_err(NoMount::Fuse),
+        }
     }
 
     /// The mount alone, which takes CAP_SYS_ADMIN, for [`EventFiles::over`].

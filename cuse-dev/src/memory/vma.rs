@@ -69,26 +69,30 @@ impl Mappings {
     /// The mapping that contains `address`. `EFAULT` when there is none, `ESRCH` when the mm is
     /// gone.
     pub(crate) fn find(&self, address: u64) -> Result<Vma, Errno> {
+        match self.query(address) {
+            Err(Errno::ENOENT) => Err(Errno::EFAULT),
+            Err(Errno::ENOTTY) => self.search(address),
+            other => other,
+        }
+    }
+
+    /// What `PROCMAP_QUERY` says: `ENOENT` when there is no mapping, `ENOTTY` from a kernel that
+    /// does not know it.
+    pub(crate) fn query(&self, address: u64) -> Result<Vma, Errno> {
         let mut query = Query { size: size_of::<Query>() as u64, address, ..Query::default() };
         // SAFETY: `query` is as long as it says and as the command says, and any bytes are valid
         // in it; its name and build-id pointers are null with size 0.
         let asked = unsafe { libc::ioctl(self.0.as_raw_fd(), PROCMAP_QUERY as _, &raw mut query) };
-        if asked == 0 {
-            return Ok(Vma {
-                start: query.start,
-                end: query.end,
-                readable: query.vma_flags & READABLE != 0,
-                writable: query.vma_flags & WRITABLE != 0,
-                shared: query.vma_flags & SHARED != 0,
-                offset: query.offset,
-                file: (query.inode != 0).then_some((query.device[0], query.device[1], query.inode)),
-            });
-        }
-        match Errno::last() {
-            Errno::ENOENT => Err(Errno::EFAULT),
-            Errno::ENOTTY => self.search(address),
-            other => Err(other),
-        }
+        Errno::result(asked)?;
+        Ok(Vma {
+            start: query.start,
+            end: query.end,
+            readable: query.vma_flags & READABLE != 0,
+            writable: query.vma_flags & WRITABLE != 0,
+            shared: query.vma_flags & SHARED != 0,
+            offset: query.offset,
+            file: (query.inode != 0).then_some((query.device[0], query.device[1], query.inode)),
+        })
     }
 
     fn search(&self, address: u64) -> Result<Vma, Errno> {
