@@ -44,7 +44,8 @@ fn run<F: Format>(config: Config, ops: &[Op]) {
         match *op {
             Op::Map { iova, pa, len, prot, sizes, granules } => {
                 // Most random numbers are aligned to nothing: let half of them be.
-                let (shift, mask) = if granules { (F::GRANULE_LG2, 0x3ffff) } else { (0, 0x3fff_ffff) };
+                let (shift, mask) =
+                    if granules { (F::GRANULE_LG2, 0x3ffff) } else { (0, 0x3fff_ffff) };
                 let (iova, pa) = (iova >> shift << shift, pa >> shift << shift);
                 let (len, prot) = ((len & mask) << shift, Prot::from_bits_truncate(prot.into()));
                 let before = contents(&table);
