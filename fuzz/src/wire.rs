@@ -164,7 +164,7 @@ impl Session {
                     .expect("a socket pair");
             let oracle = Arc::new(Oracle::default());
             let channel = Arc::new(Channel::from_fd(device));
-            let options = Options { threads: 8, spare: 2, name: "fuzzed" };
+            let options = Options { threads: 8, name: "fuzzed", ..Options::default() };
             let server = Server::start(channel, oracle.clone(), options).expect("threads");
             Self { kernel, oracle, _server: server }
         })
