@@ -245,6 +245,48 @@ fn other_users_and_namespaces_get_descriptors() {
     }
 }
 
+/// `VmPin` of this process, in KiB.
+fn pinned() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).unwrap();
+    line.trim_end_matches("kB").trim().parse().unwrap()
+}
+
+/// Maps private memory, and looks whether the kernel pinned it.
+fn map_private(file: &File) {
+    const LENGTH: usize = 64 << 12;
+    let ioas = ioas_alloc(file).unwrap();
+    let (rights, flags) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: new memory of our own.
+    let memory = unsafe { libc::mmap(std::ptr::null_mut(), LENGTH, rights, flags, -1, 0) } as u64;
+    let before = pinned();
+    // The selftest's mock domain (size, op 2, the IOAS) has what is mapped pinned.
+    let mut domain = [0_u32; 32];
+    domain[..3].copy_from_slice(&[128, 2, ioas]);
+    ioctl(file, 0x3ba0, &mut domain).unwrap();
+    // IOMMU_IOAS_MAP and _UNMAP: readable, writable, at a fixed IOVA.
+    let (length, iova) = (LENGTH as u64, 1 << 24);
+    let mut map = [40 | 7 << 32, u64::from(ioas), memory, length, iova];
+    ioctl(file, 0x3b85, &mut map).unwrap();
+    assert_eq!(pinned() - before, length / 1024);
+    ioctl(file, 0x3b86, &mut [24 | u64::from(ioas) << 32, iova, length]).unwrap();
+    assert_eq!(pinned(), before);
+}
+
+#[test]
+fn private_memory_is_pinned_by_the_kernel() {
+    let Some(daemon) = Daemon::start(&[]) else { return };
+    if std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").is_ok_and(|s| s.trim() == "2")
+    {
+        eprintln!("SKIPPED: io_uring is disabled here");
+        return;
+    }
+    map_private(&daemon.open());
+    let output = daemon.caller("pins").uid(65_534).gid(65_534).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
 #[test]
 fn many_threads_get_descriptors_under_signals() {
     let Some(daemon) = Daemon::start(&[]) else { return };
@@ -364,7 +406,7 @@ fn a_user_has_no_more_contexts_than_allowed() {
 fn the_daemon_keeps_few_rights() {
     let Some(daemon) = Daemon::start(&[]) else { return };
     let effective = u64::from_str_radix(&daemon.status("CapEff:"), 16).unwrap();
-    let kept = 1 << 1 | 1 << 19 | 1 << 24 | 1 << 40;
+    let kept = 1 << 1 | 1 << 5 | 1 << 19 | 1 << 24 | 1 << 40;
     assert_eq!(effective & !kept, 0, "{effective:#x}");
     assert_eq!(daemon.status("CapInh:"), "0000000000000000");
     assert_eq!(daemon.status("NoNewPrivs:"), "1");
@@ -479,6 +521,7 @@ fn child() {
             let (_, queue) = fault_queue(&file).unwrap();
             assert_eq!(queue.as_raw_fd(), number);
         }
+        "pins" => map_private(&open().unwrap()),
         "storm" => storm(&open().unwrap()),
         "traced" => {
             let file = open().unwrap();

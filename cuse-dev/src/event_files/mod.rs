@@ -4,27 +4,20 @@
 //! opens one by its number ([`EventFiles::open`]) and gives the open file away; from then on the
 //! kernel brings the caller's reads, writes, polls and its last close to us ([`serve`]).
 //!
-//! # Order
-//! The kernel tells of the last close (RELEASE) in its own time: a thread that closes a file and
-//! calls an ioctl at once may have that call answered first, though the kernel it knows would have
-//! released the file before. An inotify watch on each file tells what is being closed, and
-//! [`EventFiles::settle`], which a front end calls before it answers an ioctl, then waits until the
-//! queue of requests was emptied past that point.
+//! What is closed before a call is released before it: [`order`].
 #![allow(unsafe_code)] // statx has no safe wrapper that asks without a round trip.
 
 mod namespace;
+mod order;
 mod serve;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use engine::Errno;
 use engine::file::EngineFile;
 use nix::fcntl::OFlag;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::Mode;
-use parking_lot::Mutex;
 
 use crate::wire::mount::{self, Mount, Root};
 use crate::wire::{Options, Server};
@@ -79,9 +72,6 @@ pub struct EventFiles {
     files: Arc<Files>,
     mount: Mount,
     device: (u32, u32),
-    closing: Mutex<Inotify>,
-    /// Files that were given away and whose end was not seen.
-    open: AtomicUsize,
     /// Ends with the mount.
     _server: Server,
 }
@@ -115,32 +105,19 @@ impl EventFiles {
         let options = Options { name: "events", ..Options::default() };
         let server = Server::start(channel, files.clone(), options)?;
         let device = FileId::of(mount.as_fd())?.device;
-        Ok(Self {
-            files,
-            mount,
-            device,
-            closing: Mutex::new(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?),
-            open: AtomicUsize::new(0),
-            _server: server,
-        })
+        Ok(Self { files, mount, device, _server: server })
     }
 
     /// An open file for `file`, to be given away. Its last close releases `file`; so does an
-    /// error here.
-    pub fn open(&self, file: Arc<dyn EngineFile>) -> Result<OwnedFd, Errno> {
+    /// error here. [`EventFiles::settle`] knows it by its `owner`.
+    pub fn open(&self, owner: u64, file: Arc<dyn EngineFile>) -> Result<OwnedFd, Errno> {
         let mode = if file.writable() { OFlag::O_RDWR } else { OFlag::O_RDONLY };
         let added = self.files.add(file);
-        let name = added.node().to_string();
+        let (node, name) = (added.node(), added.node().to_string());
         let fd =
             nix::fcntl::openat(&self.mount, name.as_str(), mode | OFlag::O_CLOEXEC, Mode::empty())?;
         added.opened();
-        // Without the watch the order of closes is the kernel's; nothing else suffers.
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let watch = self.closing.lock().add_watch(path.as_str(), AddWatchFlags::IN_CLOSE);
-        if let Err(errno) = watch {
-            tracing::warn!(%errno, "cannot watch a file for its close");
-        }
-        self.open.fetch_add(1, Ordering::Relaxed);
+        self.files.order.watch(owner, node, fd.as_fd());
         Ok(fd)
     }
 
@@ -164,29 +141,10 @@ impl EventFiles {
         id.device == self.device
     }
 
-    /// What was closed for the last time before now is released when this returns.
-    pub fn settle(&self) {
-        if self.open.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        let mut closed = 0;
-        {
-            let closing = self.closing.lock();
-            while let Ok(events) = closing.read_events() {
-                closed += events
-                    .iter()
-                    .filter(|e| {
-                        e.mask.contains(AddWatchFlags::IN_CLOSE_WRITE)
-                            || e.mask.contains(AddWatchFlags::IN_CLOSE_NOWRITE)
-                    })
-                    .count();
-            }
-        }
-        if closed != 0 {
-            // A request behind the closes: when it is answered, they were.
-            let _ = statx(self.mount.as_fd(), libc::AT_STATX_FORCE_SYNC);
-            self.open.store(self.files.len(), Ordering::Relaxed);
-        }
+    /// What was closed for the last time of `owner`'s files before now is released when this
+    /// returns. A front end calls it before it answers an ioctl.
+    pub fn settle(&self, owner: u64) {
+        self.files.order.settle(owner);
     }
 
     /// How many files callers have open.

@@ -13,6 +13,7 @@ use engine::Errno;
 use engine::file::{EngineFile, PollEvents, ReadBuffer, Wake};
 use parking_lot::{Mutex, RwLock};
 
+use super::order::Order;
 use crate::wire::proto::OpenFlags;
 use crate::wire::{Attributes, Channel, Handler, Header, Opened, Poll, Read, Reply};
 
@@ -26,6 +27,7 @@ pub(super) struct Files {
     wakes: Sender<Weak<Node>>,
     /// Who may open the files: we, by user and group.
     owner: (u32, u32),
+    pub(super) order: Order,
 }
 
 /// One file.
@@ -41,6 +43,8 @@ struct Waiting {
     reads: Vec<(Reply, u32)>,
     /// Polls, by the kernel's handle.
     polls: Vec<u64>,
+    /// It was opened: we did, and nobody else may.
+    opened: bool,
     /// The last descriptor is closed.
     released: bool,
 }
@@ -88,7 +92,7 @@ impl Files {
         let (wakes, woken) = unbounded();
         let owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let (table, next) = (RwLock::default(), AtomicU64::new(ROOT + 1));
-        let files = Arc::new(Self { table, next, wakes, owner });
+        let files = Arc::new(Self { table, next, wakes, owner, order: Order::new()? });
         std::thread::Builder::new()
             .name("event-wakes".into())
             .spawn(move || pass_on(&woken, &channel))
@@ -123,6 +127,7 @@ impl Files {
             node.waiting.lock().released = true;
             node.file.release();
         }
+        self.order.released(number);
     }
 }
 
@@ -214,7 +219,11 @@ impl Handler for Files {
     }
 
     fn open(&self, header: &Header, _flags: u32) -> Result<Opened, Errno> {
-        self.node(header.node)?;
+        let node = self.node(header.node)?;
+        // As the kernel's own such files: not to be opened again through /proc/self/fd.
+        if std::mem::replace(&mut node.waiting.lock().opened, true) {
+            return Err(Errno::ENXIO);
+        }
         Ok(Opened { fh: header.node, flags: OpenFlags::EVENT_FILE })
     }
 

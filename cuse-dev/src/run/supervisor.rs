@@ -34,6 +34,9 @@ use crate::memory::Host;
 /// Most threads that answer.
 const THREADS: usize = 64;
 
+/// Who owns event files: all of what was launched is one.
+const OWNER: u64 = 0;
+
 /// The supervisor of one launched program and all that it starts.
 pub(crate) struct Supervisor {
     listener: Listener,
@@ -366,7 +369,7 @@ impl Supervisor {
         let Some(open) = self.open_files.context(id) else { return Answer::LetThrough };
         // What was closed before this call is gone before this call.
         if let Ok(event_files) = &self.event_files {
-            event_files.settle();
+            event_files.settle(OWNER);
         }
         if self.open_files.len() > 1 {
             self.open_files.settle();
@@ -458,7 +461,7 @@ impl Supervisor {
     /// A descriptor for `file`, to be given to a caller.
     pub(crate) fn open_file(&self, file: Arc<dyn EngineFile>) -> Result<OwnedFd, Errno> {
         match &self.event_files {
-            Ok(event_files) => event_files.open(file),
+            Ok(event_files) => event_files.open(OWNER, file),
             Err(_) if file.only_names() => self.open_files.open_file(file),
             Err(why) => {
                 if !self.told.swap(true, Ordering::Relaxed) {

@@ -19,6 +19,8 @@ use crate::wire::Reply;
 /// The thread whose ioctl is being answered.
 pub(super) struct IoctlCaller<'a> {
     daemon: &'a Daemon,
+    /// The node's open file.
+    handle: u64,
     tid: u32,
     process: Arc<CallerProcess>,
     memory: Arc<dyn AddressSpace>,
@@ -38,12 +40,13 @@ enum Answer {
 impl<'a> IoctlCaller<'a> {
     pub(super) fn new(
         daemon: &'a Daemon,
+        handle: u64,
         tid: u32,
         process: Arc<CallerProcess>,
         reply: Reply,
     ) -> Self {
         let memory = process.memory();
-        Self { daemon, tid, process, memory, answer: Mutex::new(Answer::Reply(reply)) }
+        Self { daemon, handle, tid, process, memory, answer: Mutex::new(Answer::Reply(reply)) }
     }
 
     /// Answers the caller, and lets it go if it was stopped.
@@ -66,7 +69,7 @@ impl<'a> IoctlCaller<'a> {
 
     /// Gives the caller a descriptor of `file`.
     fn give(&self, file: Arc<dyn EngineFile>) -> Result<i32, Errno> {
-        let given = self.daemon.files.open(file)?;
+        let given = self.daemon.files.open(self.handle, file)?;
         let number = self.deliver(given.as_fd());
         if number.is_err() {
             self.daemon.files.revoke(given);
@@ -81,7 +84,7 @@ impl<'a> IoctlCaller<'a> {
             let seized = Seized::new(self.tid).inspect_err(|error| self.explain(*error))?;
             if let Answer::Reply(reply) = std::mem::replace(&mut *answer, Answer::Gone) {
                 // It returns to its program only after we let it go, with the result of then.
-                reply.ioctl(Ok(0));
+                reply.ioctl_raw(0)?;
             }
             let thread = Box::new(seized.stopped(&*self.memory)?);
             *answer = Answer::Stopped { thread, given: Vec::new(), result: None };

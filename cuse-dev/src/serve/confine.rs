@@ -11,8 +11,9 @@ use crate::memory::PfnMode;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// Numbers of `<linux/capability.h>`, with what they are for.
-const KEPT: [u32; 4] = [
+const KEPT: [u32; 5] = [
     1,  // CAP_DAC_OVERRIDE: a caller's shared memory, opened through /proc/PID/map_files.
+    5,  // CAP_KILL: a SIGSTOP that came for a caller while it was stopped anyway.
     19, // CAP_SYS_PTRACE: the memory, files and threads of callers.
     24, // CAP_SYS_RESOURCE: the RLIMIT_MEMLOCK of callers, who are other users.
     40, // CAP_CHECKPOINT_RESTORE: /proc/PID/map_files at all.
@@ -122,6 +123,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_geteuid,
     libc::SYS_getegid,
     libc::SYS_kcmp,
+    libc::SYS_kill,
     libc::SYS_pidfd_getfd,
     libc::SYS_pidfd_open,
     libc::SYS_prlimit64,

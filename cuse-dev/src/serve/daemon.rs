@@ -8,14 +8,15 @@ use std::sync::Arc;
 
 use engine::{Engine, Errno, Node};
 use nix::sys::uio::{RemoteIoVec, process_vm_writev};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::caller::IoctlCaller;
 use super::identify::{self, Shown, WHICH};
 use super::opens::{Limits, Opens};
 use super::task;
-use crate::caller::{Callers, copying};
+use crate::caller::{CallerProcess, Callers, copying};
 use crate::event_files::EventFiles;
+use crate::inject::CALL_AGAIN;
 use crate::wire::proto::{IoctlFlags, OpenFlags};
 use crate::wire::{Attributes, Handler, Header, Ioctl, Op, Opened, Pace, Reply};
 
@@ -155,7 +156,7 @@ impl Handler for NodeHandler {
         };
         copying::begin();
         // A file that the caller closed before this call is released before it.
-        self.daemon.files.settle();
+        self.daemon.files.settle(ioctl.fh);
         // All of iommufd's structs are the same for 32-bit callers.
         let arg = match ioctl.flags.contains(IoctlFlags::COMPAT) {
             true => ioctl.arg & 0xffff_ffff,
@@ -168,7 +169,15 @@ impl Handler for NodeHandler {
                 return reply.ioctl(Err(Errno::EPERM));
             }
         };
-        let caller = IoctlCaller::new(&self.daemon, header.tid, process, reply);
+        let reply = if engine::call::maps_memory(ioctl.cmd) {
+            match prepare_pins(&process, header.tid, reply) {
+                Some(reply) => reply,
+                None => return,
+            }
+        } else {
+            reply
+        };
+        let caller = IoctlCaller::new(&self.daemon, ioctl.fh, header.tid, process, reply);
         let result = open.context.ioctl(&caller, ioctl.cmd, arg);
         tracing::trace!(tid = header.tid, cmd = ioctl.cmd, ?result, "ioctl");
         caller.finish(result);
@@ -199,4 +208,16 @@ impl Handler for NodeHandler {
     fn resumed(&self, header: &Header) {
         self.daemon.opens.resumed(header.unique);
     }
+}
+
+/// Makes ready for pins of the caller's private memory, by way of its thread. Nothing if that took
+/// the reply: the thread calls again.
+fn prepare_pins(process: &CallerProcess, tid: u32, reply: Reply) -> Option<Reply> {
+    let reply = Arc::new(Mutex::new(Some(reply)));
+    let answer = reply.clone();
+    process.prepare_pins(tid, move || {
+        let reply = answer.lock().take().ok_or(Errno::ENOENT)?;
+        reply.ioctl_raw(-CALL_AGAIN)
+    });
+    reply.lock().take()
 }

@@ -65,6 +65,14 @@ impl Reply {
         self.ioctl_data(result, &[]);
     }
 
+    /// Answers an IOCTL with any number, one of the kernel's own among them, for a caller that is
+    /// going to be stopped before it sees that. `ENOENT` when nobody waits for the answer.
+    pub fn ioctl_raw(mut self, result: i32) -> Result<(), Errno> {
+        let channel = self.channel.take().ok_or(Errno::ENOENT)?;
+        let head = proto::IoctlOut { result, ..Default::default() };
+        channel.send(self.unique, 0, &[head.as_bytes()])
+    }
+
     /// Answers an IOCTL whose output the kernel copies to the caller. At most `out_size` bytes;
     /// none at all where the request allows none (else the caller gets `EIO`).
     pub fn ioctl_data(self, result: Result<i32, Errno>, output: &[u8]) {

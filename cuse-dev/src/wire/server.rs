@@ -39,9 +39,10 @@ use crate::wire::Errno;
 /// How often the watch looks while there is work.
 const TICK: Duration = Duration::from_millis(5);
 
-/// Ticks after which even a RELEASE, or ten times as many as after which a busy leader, makes
-/// room for another.
-const PATIENCE: u32 = 400;
+/// Ticks after which a leader that is busy, not asleep, makes room for another.
+const BUSY: u32 = 40;
+/// Ticks after which a RELEASE does, whose order is lost by that: asleep, or busy.
+const RELEASE: (u32, u32) = (20, 400);
 
 /// How often the watch looks whether the callers of requests that are held up were killed.
 const CARE: Duration = Duration::from_millis(20);
@@ -121,12 +122,11 @@ impl Answering {
     /// Whether the leader, which has not moved for `ticks` looks, is to lose the lead.
     fn stalls(&self, ticks: u32) -> bool {
         ticks
-            >= if self.release {
-                PATIENCE
-            } else if runnable(self.by) {
-                PATIENCE / 10
-            } else {
-                1
+            >= match (self.release, runnable(self.by)) {
+                (false, false) => 1,
+                (false, true) => BUSY,
+                (true, false) => RELEASE.0,
+                (true, true) => RELEASE.1,
             }
     }
 }
