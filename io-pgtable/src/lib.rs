@@ -36,6 +36,7 @@ mod error;
 mod format;
 mod formats;
 mod memory;
+mod pair;
 mod pool;
 mod prot;
 mod raw;

@@ -34,7 +34,7 @@ impl<F: Format, M: Memory> Table<F, M> {
         let shared = &*self.shared;
         let (first, last) = shared.config.range::<F>(iova, len)?;
         let Some((level, tab)) = shared.top() else { return Ok(()) };
-        let reach = shared.reach(level + 1);
+        let reach = Shared::<F, M>::reach(level, tab);
         if F::DIRTY.mask == 0 || !shared.config.track || first > reach {
             return Ok(());
         }
