@@ -10,7 +10,7 @@ use core::cell::Cell;
 #[cfg(target_feature = "sse2")]
 use core::arch::x86_64::{
     __m128i, _mm_add_epi64, _mm_and_si128, _mm_cvtsi128_si64, _mm_loadu_si128, _mm_or_si128,
-    _mm_set_epi64x, _mm_storeu_si128, _mm_unpackhi_epi64,
+    _mm_set_epi64x, _mm_storeu_si128, _mm_unpackhi_epi64, _mm_xor_si128,
 };
 
 /// Calls an intrinsic that works on registers only.
@@ -64,6 +64,11 @@ impl Pair {
         Self(sse2!(_mm_or_si128(self.0, other.0)))
     }
 
+    #[inline(always)]
+    pub(crate) fn xor(self, other: Self) -> Self {
+        Self(sse2!(_mm_xor_si128(self.0, other.0)))
+    }
+
     /// Both words.
     #[inline(always)]
     pub(crate) fn words(self) -> [u64; 2] {
@@ -115,6 +120,11 @@ impl Pair {
         self.each(other, |a, b| a | b)
     }
 
+    #[inline(always)]
+    pub(crate) fn xor(self, other: Self) -> Self {
+        self.each(other, |a, b| a ^ b)
+    }
+
     /// Both words.
     #[inline(always)]
     pub(crate) fn words(self) -> [u64; 2] {
@@ -134,6 +144,7 @@ mod tests {
         assert_eq!(x.plus(y).words(), [a[0].wrapping_add(b[0]), a[1].wrapping_add(b[1])]);
         assert_eq!(x.and(y).words(), [a[0] & b[0], a[1] & b[1]]);
         assert_eq!(x.or(y).words(), [a[0] | b[0], a[1] | b[1]]);
+        assert_eq!(x.xor(y).words(), [a[0] ^ b[0], a[1] ^ b[1]]);
         let cells = a.map(Cell::new);
         y.store(&cells);
         assert_eq!((cells[0].get(), cells[1].get()), (b[0], b[1]));

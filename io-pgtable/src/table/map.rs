@@ -50,7 +50,7 @@ impl<F: Format, M: Memory> Table<F, M> {
         if (iova | pa | len) & (page_size - 1) != 0 {
             return Err(Error::Unaligned { bits: iova | pa | len, page_size });
         }
-        if pa.checked_add(len - 1).is_none_or(|end| end > Config::low(config.oa_bits)) {
+        if pa.checked_add(len - 1).is_none_or(|end| end > shared.last_pa) {
             return Err(Error::OutputTooLarge { pa, len });
         }
         let attrs = F::attrs(prot, config.track)?;
@@ -58,8 +58,31 @@ impl<F: Format, M: Memory> Table<F, M> {
         if !self.retired.is_empty() {
             self.reclaim();
         }
+        let shared = &*self.shared;
+        fence(Release);
+        let mut done = 0;
+        if !shared.epochs.watched() {
+            // SAFETY: the writer has no readers.
+            done = unsafe { shared.put_pages(first, last, pa, sizes, attrs) };
+        }
+        if done == len {
+            return Ok(());
+        }
+        self.map_rest([first, last], pa, done, sizes, attrs)
+    }
+
+    /// The general way of a map, of which `done` bytes are written already.
+    fn map_rest(
+        &mut self,
+        [first, last]: [u64; 2],
+        pa: u64,
+        done: u64,
+        sizes: u64,
+        attrs: u64,
+    ) -> Result<(), Error> {
+        let len = last - first + 1;
         let before = self.shared.top.load(Relaxed);
-        let mut left = len;
+        let mut left = len - done;
         let mut result = Ok(());
         if self.shared.config.dynamic_top {
             result = self.grow((first, last), pa, len, sizes);
@@ -67,7 +90,8 @@ impl<F: Format, M: Memory> Table<F, M> {
         if result.is_ok() {
             let (shared, retired) = (&*self.shared, &mut self.retired);
             let solo = !shared.epochs.watched();
-            let mut mapper = Mapper { shared, retired, iova: first, pa, left, sizes, attrs, solo };
+            let (iova, pa) = (first + done, pa + done);
+            let mut mapper = Mapper { shared, retired, iova, pa, left, sizes, attrs, solo };
             result = mapper.start(last);
             left = mapper.left;
         }
@@ -125,24 +149,60 @@ impl<F: Format, M: Memory> Table<F, M> {
     }
 }
 
+impl<F: Format, M: Memory> Shared<F, M> {
+    /// The short way of the usual map: small pages, none of which could be part of a larger one, that go into
+    /// one table of level 0 which is there or has just to be made. Returns how many bytes it mapped
+    /// before it met something else than this, or something in the way; 0 if anything is unusual.
+    ///
+    /// # Safety
+    /// The caller is the writer, and there are no readers.
+    #[inline(always)]
+    unsafe fn put_pages(&self, first: u64, last: u64, pa: u64, sizes: u64, attrs: u64) -> u64 {
+        let shift = F::shift(0);
+        let alike = Config::low((first ^ pa).trailing_zeros() + 1);
+        let straight = (pa ^ (pa + (last - first))) >> (F::LINEAR_LG2 - 1) >> 1 == 0;
+        if sizes & alike != 1 << shift || !straight {
+            return 0;
+        }
+        let Some((level, tab)) = self.top() else { return 0 };
+        if last > Self::reach(level, tab) {
+            return 0;
+        }
+        let Ok((level, tab)) = self.common(level, tab, first, last) else { return 0 };
+        let entry = F::leaf(0, shift, attrs, pa);
+        let stride = F::leaf(0, shift, attrs, pa.wrapping_add(1 << shift)).wrapping_sub(entry);
+        let run = Run { first: entry, stride, repeat: 0 };
+        if level == 0 {
+            let range = tab.index(first, shift)..tab.index(last, shift) + 1;
+            // SAFETY: passed through.
+            let words = unsafe { tab.cells(range) };
+            return (run.put(words, F::absent(0)) as u64) << shift;
+        }
+        let index = tab.index(first, F::shift(level));
+        let vacant = F::kind(level, tab.load(index)) == Kind::Absent;
+        if level > 1 || !vacant || (first ^ last) >> F::shift(1) != 0 {
+            return 0;
+        }
+        let Ok((pa, child)) = self.alloc(F::index_lg2(0)) else { return 0 };
+        let range = child.index(first, shift)..child.index(last, shift) + 1;
+        // SAFETY: the table is not linked yet.
+        unsafe {
+            child.init(0..range.start, F::absent(0));
+            run.store(child.cells(range.clone()));
+            child.init(range.end..child.len(), F::absent(0));
+        }
+        tab.store(index, F::table(1, pa));
+        last - first + 1
+    }
+}
+
 impl<F: Format, M: Memory> Mapper<'_, F, M> {
     /// Maps everything, the last IOVA being `last`.
     #[inline]
     fn start(&mut self, last: u64) -> Result<(), Error> {
         let Some((level, tab)) = self.shared.top() else { return Err(Error::BadConfig) };
         let top = F::shift(level) + tab.lg2();
-        fence(Release);
         let (level, tab) = self.shared.common(level, tab, self.iova, last)?;
-        // The usual case: small pages, none of which could be part of a larger one.
-        let shift = F::shift(0);
-        let alike = Config::low((self.iova ^ self.pa).trailing_zeros() + 1);
-        let straight = (self.pa ^ (self.pa + (self.left - 1))) >> (F::LINEAR_LG2 - 1) >> 1 == 0;
-        if level == 0 && self.sizes & alike == 1 << shift && straight {
-            let count = (self.left >> shift) as usize;
-            self.run::<false>(0, tab, tab.index(self.iova, shift), shift, count)?;
-            self.left = 0;
-            return Ok(());
-        }
         // A page cannot be larger than what the top's entries can be part of.
         self.sizes &= Config::low(top);
         self.fill::<false>(level, tab)

@@ -57,6 +57,8 @@ struct Shared<F, M: Memory> {
     config: Config,
     /// The page sizes that `config` and the format allow together.
     sizes: u64,
+    /// The last physical address that a leaf may hold.
+    last_pa: u64,
     /// Physical address and size of the top table and number of levels, in one word so that they change
     /// together; 0 once the table is gone.
     top: AtomicU64,
@@ -167,8 +169,9 @@ impl<F: Format, M: Memory> Table<F, M> {
         config.check::<F>()?;
         let (epochs, orphans) = (Epochs::new(), AtomicPtr::default());
         let top = AtomicU64::new(0);
-        let (sizes, format) = (config.sizes::<F>(), PhantomData);
-        let shared = Shared { memory, config, sizes, top, epochs, orphans, format };
+        let (sizes, last_pa) = (config.sizes::<F>(), Config::low(config.oa_bits));
+        let format = PhantomData;
+        let shared = Shared { memory, config, sizes, last_pa, top, epochs, orphans, format };
         let (level, lg2) = (config.levels - 1, config.room_lg2::<F>(config.levels));
         let (pa, tab) = shared.alloc(lg2)?;
         // SAFETY: the page was just allocated and nothing points at it.

@@ -25,6 +25,12 @@ pub(super) trait Word: Sized {
         })
     }
 
+    /// Whether all words hold `entry`.
+    #[inline(always)]
+    fn all_are(words: &[Self], entry: u64) -> bool {
+        words.iter().fold(0, |any, word| any | (word.get() ^ entry)) == 0
+    }
+
     /// Stores entries that begin with `entry` and go up by `stride`, a block at a time, as far as
     /// `look` accepts the block that is there. Returns the number of words written.
     fn count_up(words: &[Self], entry: u64, stride: u64, look: impl Fn(&[Self]) -> bool) -> usize;
@@ -61,6 +67,17 @@ impl Word for Cell<u64> {
             (and, or) = (and & word.get(), or | word.get());
         }
         (and, or)
+    }
+
+    #[inline(always)]
+    fn all_are(words: &[Self], entry: u64) -> bool {
+        let (pairs, rest) = words.as_chunks::<2>();
+        let (mut other, entries) = (Pair::new(0, 0), Pair::new(entry, entry));
+        for pair in pairs {
+            other = other.or(Pair::load(pair).xor(entries));
+        }
+        let other = other.words();
+        rest.iter().fold(other[0] | other[1], |any, word| any | (word.get() ^ entry)) == 0
     }
 
     #[inline(always)]
@@ -209,8 +226,7 @@ impl Run {
 /// Whether all words hold `entry`.
 #[inline(always)]
 pub(super) fn all_are<W: Word>(words: &[W], entry: u64) -> bool {
-    let (and, or) = W::sum(words);
-    if entry == 0 { or == 0 } else { words.is_empty() || (and == entry && or == entry) }
+    W::all_are(words, entry)
 }
 
 /// Overwrites words with `absent` and sums up what `used` says of each before; `all_used` says of a
@@ -222,12 +238,19 @@ pub(super) fn clear<W: Word>(
     used: impl Fn(u64) -> u64,
     all_used: impl Fn(u64, u64) -> bool,
 ) -> u64 {
-    let count = Cell::new(0);
-    W::count_up(words, absent, 0, |block| {
-        count.set(count.get() + count_used(block, &used, &all_used));
-        true
-    });
-    count.get()
+    let (blocks, rest) = blocks(words);
+    let mut count = 0;
+    for block in blocks {
+        count += count_used(block, &used, &all_used);
+        for word in block {
+            word.set(absent);
+        }
+    }
+    for word in rest {
+        count += used(word.get());
+        word.set(absent);
+    }
+    count
 }
 
 /// Sums up what `used` says of each word; see [`clear`].

@@ -74,7 +74,7 @@ impl<F: Format, M: Memory> Table<F, M> {
         self.unmap_into(iova, len, Each(taken))
     }
 
-    fn unmap_into(&mut self, iova: u64, len: u64, sink: impl Sink) -> Result<u64, Error> {
+    fn unmap_into<S: Sink>(&mut self, iova: u64, len: u64, sink: S) -> Result<u64, Error> {
         let (first, last) = self.shared.config.range::<F>(iova, len)?;
         if !self.retired.is_empty() {
             self.reclaim();
@@ -89,14 +89,17 @@ impl<F: Format, M: Memory> Table<F, M> {
         let (level, tab) = shared.common(level, tab, first, last)?;
         shared.at_boundary(level, tab, first, false)?;
         shared.at_boundary(level, tab, last, true)?;
-        let (retired, solo) = (&mut self.retired, !shared.epochs.watched());
-        let mut unmapper = Unmapper { shared, retired, sink, bytes: 0, prune: false, solo };
-        if level == 0 {
+        let solo = !shared.epochs.watched();
+        if level == 0 && solo && !S::EACH {
+            // The short way of the usual case.
             let (from, to) = (tab.index(first, F::shift(0)), tab.index(last, F::shift(0)));
-            unmapper.leaves(tab, first, from, to);
-        } else {
-            unmapper.sweep(level, tab, first, last)?;
+            // SAFETY: the table has no readers besides its writer.
+            let words = unsafe { tab.cells(from..to + 1) };
+            return Ok(clear(words, F::absent(0), F::used, F::all_used) << F::shift(0));
         }
+        let retired = &mut self.retired;
+        let mut unmapper = Unmapper { shared, retired, sink, bytes: 0, prune: false, solo };
+        unmapper.sweep(level, tab, first, last)?;
         Ok(unmapper.bytes)
     }
 
