@@ -83,8 +83,10 @@ impl Helper {
         tracee.call(libc::SYS_close_range, all)?;
         tracee.call(libc::SYS_setsid, [0; 6])?;
         let rights = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-        let scratch = tracee.call(libc::SYS_mmap, [0, SCRATCH, rights, flags, u64::MAX, 0])?;
+        let scratch = scratch(|at, more| {
+            let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | more) as u64;
+            tracee.call(libc::SYS_mmap, [at, SCRATCH, rights, flags, u64::MAX, 0])
+        })?;
         tracee.call(libc::SYS_madvise, [scratch, SCRATCH, libc::MADV_DONTFORK as u64, 0, 0, 0])?;
         Ok((sys::pidfd_open(tracee.tid())?, scratch))
     }
@@ -215,4 +217,25 @@ fn register(tracee: &mut Tracee, mm: &Mm, scratch: u64, one: &Wanted) -> Result<
         1 => Ok(()),
         _ => Err(Errno::EFAULT),
     }
+}
+
+/// Where the scratch page may be: addresses that neither the kernel gives out nor the sanitizers
+/// and Go's runtime claim. Where the kernel would put it, next to what the program has just
+/// unmapped, a map of that hole would find a page.
+const PLACES: [u64; 8] = [
+    0x4fff_ffff_0000,
+    0x4fef_ffff_0000,
+    0x4fdf_ffff_0000,
+    0x4fcf_ffff_0000,
+    0x3f_ffff_0000,
+    0x2f_ffff_0000,
+    0x1f_ffff_0000,
+    0xf_ffff_0000,
+];
+
+/// Maps the scratch page with `mmap` (address, more flags) in the first place that is free, or
+/// where the kernel likes.
+fn scratch(mut mmap: impl FnMut(u64, i32) -> Result<u64, Errno>) -> Result<u64, Errno> {
+    let free = PLACES.iter().find_map(|&at| mmap(at, libc::MAP_FIXED_NOREPLACE).ok());
+    free.map_or_else(|| mmap(0, 0), Ok)
 }
