@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 
 use crate::context::Hold;
 use crate::device::Lifetime;
+use crate::inspect::{Detail, Scope};
 use crate::ioas::Ioas;
 use crate::iopt::AccessUser;
 use crate::iopt::access::AccessId;
@@ -216,5 +217,10 @@ impl Drop for Access {
 impl Object for AccessObject {
     fn kind(&self) -> Kind {
         Kind::Access
+    }
+
+    fn report(&self, _: Scope) -> Detail {
+        let ioas = self.state.lock().attached.as_ref().map(|attached| attached.ioas.id());
+        Detail::Access { ioas, pins: self.ops.pins() }
     }
 }

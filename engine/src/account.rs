@@ -5,7 +5,7 @@
 //! count of locked pages (the latter is `VmLck`) is what the limit is compared with. A process that
 //! has `CAP_IPC_LOCK` when it maps is counted and not limited.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use crate::Errno;
 use crate::caller::{Capability, Process};
+use crate::inspect::PayerReport;
 use crate::memory::{MmId, PAGE_SIZE};
 
 /// What the limit is compared with.
@@ -26,6 +27,20 @@ pub enum Mode {
     /// What the mm has locked.
     Mm,
 }
+
+impl Mode {
+    /// For reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unlimited => "unlimited",
+            Self::User => "user",
+            Self::Mm => "process",
+        }
+    }
+}
+
+/// One account among those of a report: mm, user, mode.
+pub(crate) type PayerId = (MmId, u32, &'static str);
 
 #[derive(Default)]
 struct Counter {
@@ -107,6 +122,19 @@ impl Accounts {
         let counters = self.mms.counters.lock();
         let living = counters.values().filter_map(Weak::upgrade);
         living.map(|counter| counter.pinned.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The users whose pins accounting per user counts, with their pages, by id.
+    pub fn users(&self) -> Vec<(u32, u64)> {
+        let counters = self.users.counters.lock();
+        let mut users: Vec<_> = counters
+            .iter()
+            .filter_map(|(&uid, counter)| Some((uid, counter.upgrade()?)))
+            .map(|(uid, counter)| (uid, counter.locked.load(Ordering::Relaxed)))
+            .filter(|&(_, locked)| locked != 0)
+            .collect();
+        users.sort_unstable();
+        users
     }
 
     /// Pages that accounting per user has locked for `uid`.
@@ -191,6 +219,22 @@ impl Account {
     /// The process that pays.
     pub(crate) fn process(&self) -> &Arc<dyn Process> {
         &self.process
+    }
+
+    /// Adds this account to a report.
+    pub(crate) fn add_to(&self, payers: &mut BTreeMap<PayerId, PayerReport>) {
+        let mode = self.mode.name();
+        payers.entry((self.mm_id, self.uid, mode)).or_insert_with(|| {
+            let limit = self.process.memlock_limit();
+            PayerReport {
+                pid: self.process.pid(),
+                uid: self.uid,
+                mode: mode.into(),
+                limit_pages: (limit != u64::MAX).then_some(limit / PAGE_SIZE),
+                pinned_pages: self.mm.pinned.load(Ordering::Relaxed),
+                locked_pages: self.mm.locked.load(Ordering::Relaxed),
+            }
+        });
     }
 
     fn locked(&self) -> Option<&AtomicU64> {

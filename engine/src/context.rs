@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::{Mutex, ReentrantMutex, ReentrantMutexGuard};
 
@@ -152,6 +153,11 @@ impl Context {
     /// Makes this the only command of the context.
     pub(crate) fn serial(&self) -> ReentrantMutexGuard<'_, ()> {
         self.serial.lock()
+    }
+
+    /// The same, unless a command runs for longer than `patience`.
+    pub(crate) fn serial_within(&self, patience: Duration) -> Option<ReentrantMutexGuard<'_, ()>> {
+        self.serial.try_lock_for(patience)
     }
 
     /// `IOMMU_OPTION_RLIMIT_MODE`.

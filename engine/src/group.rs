@@ -92,6 +92,19 @@ impl Group {
         }
     }
 
+    /// Runs `with` on the HWPT that `pasid` of `bound` is attached to, for who only looks.
+    pub(crate) fn with_attachment<R>(
+        &self,
+        bound: &Bound,
+        pasid: u32,
+        with: impl FnOnce(&Hwpt) -> R,
+    ) -> Option<R> {
+        let state = self.state.lock();
+        let attachment =
+            state.attachments.get(&pasid).filter(|attachment| attachment.has(bound))?;
+        Some(with(&attachment.hwpt))
+    }
+
     /// The PASIDs that `bound` is attached with.
     pub(crate) fn pasids_of(&self, bound: &Bound) -> Vec<u32> {
         let state = self.state.lock();

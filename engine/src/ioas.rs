@@ -3,12 +3,14 @@
 //! What it maps and who uses it is kept by [`crate::iopt`]; an [`Ioas`] is that state with an id.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ioctl_abi::iommufd::iommu_ioas_alloc;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::Errno;
 use crate::call::Call;
+use crate::inspect::{Detail, Scope};
 use crate::iopt::State;
 use crate::object::{Kind, Object};
 
@@ -37,11 +39,20 @@ impl Ioas {
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }
+
+    /// The same, unless a command holds it for longer than `patience`.
+    pub(crate) fn lock_within(&self, patience: Duration) -> Option<MutexGuard<'_, State>> {
+        self.state.try_lock_for(patience)
+    }
 }
 
 impl Object for Ioas {
     fn kind(&self) -> Kind {
         Kind::Ioas
+    }
+
+    fn report(&self, scope: Scope) -> Detail {
+        Detail::Ioas(self.report_areas(scope))
     }
 
     fn destroy(&self) {

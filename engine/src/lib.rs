@@ -19,6 +19,7 @@ pub mod file;
 pub(crate) mod group;
 pub(crate) mod hwpt;
 pub mod inject;
+pub mod inspect;
 pub mod ioas;
 pub mod iopt;
 pub mod kapi;

@@ -24,6 +24,11 @@ pub trait AddressSpace: Send + Sync {
     /// The process for reports: "pid 4711 (qemu)".
     fn describe(&self) -> String;
 
+    /// The process that it was found in, for reports.
+    fn pid(&self) -> Option<u32> {
+        None
+    }
+
     /// Copies `into.len()` bytes from `address`, with the caller's own rights.
     /// `EFAULT` when any byte is not readable; `into` is then unspecified.
     fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Errno>;

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use crate::Errno;
 use crate::call::Call;
 use crate::inject;
+use crate::inspect::{Detail, Scope};
 
 /// What an object is, named as in the uAPI header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,6 +57,9 @@ pub trait Object: Any + Send + Sync {
     fn destroyable(&self) -> bool {
         true
     }
+
+    /// What it is worth telling people.
+    fn report(&self, scope: Scope) -> Detail;
 
     /// Undoes what the object did to others. It is out of the table and nobody uses it.
     fn destroy(&self) {}
@@ -289,6 +293,22 @@ impl Objects {
                 }
             }
         }
+    }
+
+    /// The object `id`, for who only looks and keeps it from nothing.
+    pub(crate) fn look<T: Object>(&self, id: u32) -> Option<Arc<T>> {
+        let object = self.table.lock().entry(id)?.object.clone()?;
+        let erased: Arc<dyn Any + Send + Sync> = object;
+        erased.downcast().ok()
+    }
+
+    /// All objects with their ids and how many use them, for who only looks.
+    pub(crate) fn all(&self) -> Vec<(u32, u32, Arc<dyn Object>)> {
+        let table = self.table.lock();
+        let shown = |(id, entry): (u32, &Entry)| {
+            Some((id, entry.users.load(Ordering::Relaxed), entry.object.clone()?))
+        };
+        table.ids().filter_map(shown).collect()
     }
 
     /// Runs `each` on the objects of one type.

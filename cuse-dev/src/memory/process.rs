@@ -212,6 +212,10 @@ impl AddressSpace for ProcessMemory {
         format!("pid {} ({})", self.mm.pid, self.mm.name)
     }
 
+    fn pid(&self) -> Option<u32> {
+        Some(self.mm.pid)
+    }
+
     fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Errno> {
         if into.is_empty() {
             return Ok(());

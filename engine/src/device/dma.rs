@@ -15,15 +15,19 @@ impl Device {
     /// through attach, replace and detach. `EOPNOTSUPP` when the driver simulates no DMA.
     pub fn dma(&self, pasid: u32) -> Result<Arc<Port>, Errno> {
         let _serial = self.context.serial();
-        let port = self.device().open_port(pasid).ok_or(Errno::EOPNOTSUPP)?;
-        let bound = self.bound();
-        let attachment = self.device().group().attachment(pasid).filter(|a| a.has(bound));
-        bound.object().point_port(pasid, attachment.as_ref().map(|a| &a.hwpt));
-        Ok(port)
+        self.bound().object().open_dma(pasid)
     }
 }
 
 impl Bound {
+    /// [`Device::dma`], with the serial lock held.
+    pub(crate) fn open_dma(self: &Arc<Self>, pasid: u32) -> Result<Arc<Port>, Errno> {
+        let port = self.device().open_port(pasid).ok_or(Errno::EOPNOTSUPP)?;
+        let attachment = self.device().group().attachment(pasid).filter(|a| a.has(self));
+        self.point_port(pasid, attachment.as_ref().map(|a| &a.hwpt));
+        Ok(port)
+    }
+
     /// Lets DMA of `pasid` go through `hwpt`, or blocks it.
     pub(super) fn point_port(self: &Arc<Self>, pasid: u32, hwpt: Option<&Hwpt>) {
         if let Some(port) = self.device().port(pasid) {

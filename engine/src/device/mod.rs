@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use crate::context::Hold;
 use crate::driver::{Fault, IommuDevice, NO_PASID};
 use crate::fault_queue::{FaultGroup, Origin};
+use crate::inspect::{Attachment, Detail, Scope};
 use crate::iopt::Owner;
 use crate::object::{Kind, Object, Use};
 use crate::{Context, Errno, inject};
@@ -194,5 +195,21 @@ impl Bound {
 impl Object for Bound {
     fn kind(&self) -> Kind {
         Kind::Device
+    }
+
+    fn report(&self, _: Scope) -> Detail {
+        let group = self.device.group();
+        let attached = |pasid| {
+            group.with_attachment(self, pasid, |hwpt| {
+                let (hwpt, ioas) = (hwpt.id(), hwpt.ioas().id());
+                Attachment { pasid, hwpt, ioas }
+            })
+        };
+        Detail::Device {
+            name: self.device.name(),
+            driver: self.device.driver().into(),
+            vdevice: self.vdevice(),
+            attached: group.pasids_of(self).into_iter().filter_map(attached).collect(),
+        }
     }
 }

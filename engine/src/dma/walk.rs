@@ -45,6 +45,13 @@ pub trait Walk: Send + Sync {
     /// tracked, where the format has them. The answer allows the access.
     fn walk(&self, iova: u64, write: bool) -> Result<Leaf, WalkFault>;
 
+    /// The entry of every level on the way of `iova`, the top's first, for people: sets no bit.
+    /// None where the driver does not show its levels.
+    fn steps(&self, iova: u64) -> Result<Vec<io_pgtable::Step>, WalkFault> {
+        let _ = iova;
+        Ok(Vec::new())
+    }
+
     /// The ports that may hold translations of this table.
     fn ports(&self) -> &Ports;
 }

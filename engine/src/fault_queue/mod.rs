@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 
 use crate::call::Call;
 use crate::driver::{Fault, IommuDevice, PageResponse, ResponseCode};
+use crate::inspect::{Detail, Scope};
 use crate::object::{Kind, Object};
 use crate::watch::Watchers;
 use crate::{Errno, inject};
@@ -180,6 +181,11 @@ impl FaultQueue {
 impl Object for FaultQueue {
     fn kind(&self) -> Kind {
         Kind::Fault
+    }
+
+    fn report(&self, _: Scope) -> Detail {
+        let state = self.state.lock();
+        Detail::FaultQueue { unread: state.unread.len(), unanswered: state.unanswered.len() }
     }
 
     fn destroy(&self) {

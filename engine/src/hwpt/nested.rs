@@ -6,6 +6,7 @@ use ioctl_abi::iommufd::{IOMMU_HWPT_ALLOC_PASID, IOMMU_HWPT_FAULT_ID_VALID};
 
 use crate::driver::{HwptFlags, NestedDomain};
 use crate::fault_queue::FaultQueue;
+use crate::inspect::{Detail, Scope};
 use crate::object::{Kind, Object, Use};
 use crate::viommu::Viommu;
 use crate::{Context, Errno};
@@ -57,6 +58,10 @@ impl HwptNested {
 impl Object for HwptNested {
     fn kind(&self) -> Kind {
         Kind::HwptNested
+    }
+
+    fn report(&self, _: Scope) -> Detail {
+        Detail::HwptNested { parent: self.parent().id(), faults: self.fault_queue.is_some() }
     }
 }
 

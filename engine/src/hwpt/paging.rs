@@ -10,6 +10,7 @@ use ioctl_abi::iommufd::{
 
 use crate::driver::{HwCapabilities, HwptFlags, IommuDevice, PagingDomain, UserData};
 use crate::fault_queue::FaultQueue;
+use crate::inspect::{Detail, Scope};
 use crate::ioas::Ioas;
 use crate::object::{Kind, Object, Use};
 use crate::{Context, Errno};
@@ -94,6 +95,23 @@ impl HwptPaging {
 impl Object for HwptPaging {
     fn kind(&self) -> Kind {
         Kind::HwptPaging
+    }
+
+    fn report(&self, _: Scope) -> Detail {
+        let named = [
+            (HwptFlags::NEST_PARENT, "nest-parent"),
+            (HwptFlags::DIRTY_TRACKING, "dirty-tracking"),
+            (HwptFlags::PASID, "pasid"),
+        ];
+        let set = named.iter().filter(|(flag, _)| self.flags.contains(*flag));
+        Detail::HwptPaging {
+            ioas: self.ioas.id(),
+            automatic: self.automatic,
+            driver: self.driver.into(),
+            flags: set.map(|&(_, name)| name.into()).collect(),
+            page_sizes: self.domain.page_sizes(),
+            faults: self.fault_queue.is_some(),
+        }
     }
 
     fn destroy(&self) {

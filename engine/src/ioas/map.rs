@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 use ioctl_abi::iommufd::{
     IOMMU_IOAS_MAP_FIXED_IOVA, IOMMU_IOAS_MAP_READABLE, IOMMU_IOAS_MAP_WRITEABLE, iommu_ioas_copy,
@@ -186,11 +187,17 @@ impl Mapping<'_> {
     }
 
     fn pages(self, source: Source, count: u64, at: u64, length: u64) -> Result<u64, Errno> {
-        let origin = Origin { call: self.call, ioas: self.ioas.id(), iova: AtomicU64::new(0) };
+        let origin = Origin {
+            call: self.call,
+            caller: self.account.process().pid(),
+            at: Instant::now(),
+            ioas: self.ioas.id(),
+            iova: AtomicU64::new(0),
+        };
         let writable = self.prot.contains(Prot::WRITE);
         let pages = Pages::new(source, count, writable, self.account, origin)?;
         inject::site("iopt: list of pages")?;
-        self.ioas.map(vec![Piece { pages, at, length }], self.prot, self.fixed)
+        self.ioas.map(vec![Piece { pages, at, length, copied: false }], self.prot, self.fixed)
     }
 }
 

@@ -14,16 +14,18 @@ pub(crate) struct Area {
     pub(super) last: u64,
     /// The byte of `pages` that the first IOVA is.
     pub(super) at: u64,
-    pub(super) pages: Arc<Pages>,
-    pub(super) prot: Prot,
+    pub(crate) pages: Arc<Pages>,
+    pub(crate) prot: Prot,
     /// Pins that accesses have in it.
-    pub(super) accesses: u32,
+    pub(crate) accesses: u32,
     /// Hardware queues in it: it can't be unmapped.
-    pub(super) locks: u32,
+    pub(crate) locks: u32,
+    /// An `IOMMU_IOAS_COPY` made it.
+    pub(crate) copied: bool,
     /// The domains map it, and its pages are pinned for them.
     pub(super) filled: bool,
     /// It is being unmapped: no new pins.
-    pub(super) leaving: bool,
+    pub(crate) leaving: bool,
 }
 
 /// A piece of pages to be mapped: what an area will be.
@@ -31,16 +33,23 @@ pub(crate) struct Piece {
     pub(crate) pages: Arc<Pages>,
     pub(crate) at: u64,
     pub(crate) length: u64,
+    /// Another area has the same pages.
+    pub(crate) copied: bool,
 }
 
 impl Area {
-    pub(super) fn length(&self, start: u64) -> u64 {
+    /// The byte of its pages that the first IOVA is.
+    pub(crate) fn at(&self) -> u64 {
+        self.at
+    }
+
+    pub(crate) fn length(&self, start: u64) -> u64 {
         // Never all of the address space: lengths are below U64_MAX.
         self.last - start + 1
     }
 
     /// The pages under the whole area, which starts at `start`.
-    pub(super) fn all_pages(&self, start: u64) -> Range<u64> {
+    pub(crate) fn all_pages(&self, start: u64) -> Range<u64> {
         self.pages_of(start, &(start..=self.last))
     }
 

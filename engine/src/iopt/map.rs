@@ -57,6 +57,7 @@ impl Ioas {
                 pages: part.area.pages.clone(),
                 at: part.area.at + (part.iovas.start() - part.start),
                 length: part.iovas.end() - part.iovas.start() + 1,
+                copied: true,
             })
             .collect())
     }
@@ -219,6 +220,7 @@ impl State {
                 prot,
                 accesses: 0,
                 locks: 0,
+                copied: piece.copied,
                 filled: false,
                 leaving: false,
             };

@@ -28,7 +28,6 @@ mod tests;
 
 pub use access::{Access, AccessId, AccessUser, Frames};
 pub(crate) use area::{Area, Piece};
-pub use report::FrameReport;
 
 use gaps::Gaps;
 

@@ -5,24 +5,12 @@ use std::sync::Arc;
 
 use crate::Context;
 use crate::dma::{Extent, Frames, LookUp};
+use crate::inspect::IoasReport;
 use crate::ioas::Ioas;
 use crate::memory::{MmId, PAGE_SIZE};
-use crate::pages::{PageReport, Pages, Source};
+use crate::pages::{Pages, Source};
 
 use super::{Area, State};
-
-/// Where a frame is mapped.
-#[derive(Clone, Debug)]
-pub struct FrameReport {
-    /// The IOAS.
-    pub ioas: u32,
-    /// The IOVA of the frame's page, or of the area if that starts inside of the page.
-    pub iova: u64,
-    /// The call that mapped it.
-    pub call: &'static str,
-    /// Whose page it is.
-    pub page: PageReport,
-}
 
 impl Frames for Ioas {
     fn locked(&self, with: &mut dyn FnMut(&LookUp<'_>)) {
@@ -45,6 +33,22 @@ impl State {
     pub(crate) fn each_pages(&self, each: &mut dyn FnMut(&Arc<Pages>)) {
         for area in self.areas.values() {
             each(&area.pages);
+        }
+    }
+
+    /// Each area with its first IOVA, in order.
+    pub(crate) fn each_area(&self, each: &mut dyn FnMut(u64, &Area)) {
+        self.areas.iter().for_each(|(&start, area)| each(start, area));
+    }
+
+    /// All that a report says of the IOAS itself.
+    pub(crate) fn summary(&self) -> IoasReport {
+        IoasReport {
+            domains: self.domains.len(),
+            accesses: self.accesses.len(),
+            alignment: self.alignment,
+            huge_pages: self.huge_pages,
+            ..IoasReport::default()
         }
     }
 
@@ -85,22 +89,6 @@ impl Context {
         });
     }
 
-    /// Where frame `pfn` is mapped, and whose it is. Looks at every area: for reports.
-    pub fn find_frame(&self, pfn: u64) -> Vec<FrameReport> {
-        let mut found = Vec::new();
-        self.each_ioas(|ioas| {
-            for (&start, area) in &ioas.lock().areas {
-                area.pages.each_pinned(&mut |page, first, count| {
-                    if (first..first + count).contains(&pfn) {
-                        let page = page + (pfn - first);
-                        found.extend(area.frame_report(ioas.id(), start, page));
-                    }
-                });
-            }
-        });
-        found
-    }
-
     /// Something happened to addresses of an mm (`what`, such as "unmapped"): warns about each
     /// mapping whose pages no longer are what the process sees there. Answers how many.
     ///
@@ -130,19 +118,5 @@ impl Context {
             }
         });
         warned
-    }
-}
-
-impl Area {
-    fn frame_report(&self, ioas: u32, start: u64, page: u64) -> Option<FrameReport> {
-        if !self.all_pages(start).contains(&page) {
-            return None;
-        }
-        Some(FrameReport {
-            ioas,
-            iova: start + (page * PAGE_SIZE).saturating_sub(self.at),
-            call: self.pages.origin().call,
-            page: self.pages.report(page)?,
-        })
     }
 }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use io_pgtable::{Error, MockV1, Prot as TableProt, Table};
+use io_pgtable::{Error, MockV1, Prot as TableProt, Step, Table};
 use ioctl_abi::selftest::{
     IOMMU_HWPT_DATA_SELFTEST, MOCK_APERTURE_LAST, MOCK_APERTURE_START, MOCK_IOMMUPT_DEFAULT,
     MOCK_IOMMUPT_HUGE, iommu_hwpt_selftest,
@@ -180,6 +180,14 @@ impl Walk for MockDomain {
         prot.set(Prot::READ, found.prot.contains(TableProt::READ));
         prot.set(Prot::WRITE, found.prot.contains(TableProt::WRITE));
         Ok(Leaf { iova: iova & !inside, last: iova | inside, physical: found.pa & !inside, prot })
+    }
+
+    fn steps(&self, iova: u64) -> Result<Vec<Step>, WalkFault> {
+        let walk = self.table.lock().walk(iova).map_err(|error| match error {
+            Error::OutOfRange { .. } => WalkFault::OutOfRange,
+            _ => WalkFault::NotPresent,
+        })?;
+        Ok(walk.steps)
     }
 
     fn ports(&self) -> &Ports {

@@ -9,6 +9,7 @@ mod runs;
 
 pub use copy::Transfer;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,13 +18,16 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::Errno;
-use crate::account::{Account, Accounts};
+use crate::account::{Account, Accounts, PayerId};
 use crate::caller::Process;
 use crate::dmabuf::Dmabuf;
 use crate::inject;
+use crate::inspect::PayerReport;
 use crate::memory::{AddressSpace, BackingFile, Held, MmId, PAGE_SIZE, Pin};
 
-use runs::{Run, Runs};
+use runs::Runs;
+
+pub(crate) use runs::Run;
 
 /// Where pages come from.
 pub(crate) enum Source {
@@ -38,6 +42,9 @@ pub(crate) enum Source {
 /// The call that mapped the pages first, for reports.
 pub(crate) struct Origin {
     pub(crate) call: &'static str,
+    /// The process that made it.
+    pub(crate) caller: u32,
+    pub(crate) at: Instant,
     pub(crate) ioas: u32,
     pub(crate) iova: AtomicU64,
 }
@@ -64,19 +71,7 @@ pub(crate) struct PinnedRun {
     /// The first page's number in the pin.
     pub(crate) at: u64,
     pub(crate) pin: Arc<dyn Pin>,
-}
-
-/// A page as a report shows it.
-#[derive(Clone, Debug)]
-pub struct PageReport {
-    /// The process or file that it belongs to.
-    pub owner: String,
-    /// The caller's address, or the offset in the file.
-    pub address: u64,
-    /// How it is held.
-    pub held: Held,
-    /// Since when.
-    pub since: Instant,
+    pub(crate) since: Instant,
 }
 
 impl Pages {
@@ -214,7 +209,8 @@ impl Pages {
     pub(crate) fn pinned_around(&self, page: u64) -> Option<PinnedRun> {
         let state = self.state.lock();
         let (first, run) = state.runs.overlapping(&(page..page + 1)).next()?;
-        Some(PinnedRun { pages: first..first + run.length, at: run.at, pin: run.pin.clone() })
+        let (pages, at) = (first..first + run.length, run.at);
+        Some(PinnedRun { pages, at, pin: run.pin.clone(), since: run.since })
     }
 
     /// The pinned frames: (first page, first PFN, how many).
@@ -229,16 +225,35 @@ impl Pages {
         }
     }
 
-    /// What to tell about `page`, which is pinned.
-    pub(crate) fn report(&self, page: u64) -> Option<PageReport> {
+    /// The frames that are known now: (first page, first PFN, how many). A dma-buf's, too.
+    pub(crate) fn each_frame(&self, each: &mut dyn FnMut(u64, u64, u64)) {
+        match &self.source {
+            Source::Dmabuf { .. } => {
+                self.frames(0..self.count, &mut |pfn, count| each(0, pfn, count))
+            }
+            _ => self.each_pinned(each),
+        }
+    }
+
+    /// Shows the runs of pinned pages in `pages`, cut to them.
+    pub(crate) fn each_run(&self, pages: Range<u64>, each: &mut dyn FnMut(Range<u64>, &Run)) {
         let state = self.state.lock();
-        let (_, run) = state.runs.overlapping(&(page..page + 1)).next()?;
-        Some(PageReport {
-            owner: self.describe(),
-            address: self.address_of(page * PAGE_SIZE),
-            held: run.pin.held(),
-            since: run.since,
-        })
+        for (first, run) in state.runs.overlapping(&pages) {
+            each(first.max(pages.start)..(first + run.length).min(pages.end), run);
+        }
+    }
+
+    /// Adds who pays to a report.
+    pub(crate) fn add_payer(&self, payers: &mut BTreeMap<PayerId, PayerReport>) {
+        self.state.lock().account.add_to(payers);
+    }
+
+    /// The process whose memory it is.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match &self.source {
+            Source::Memory { memory, .. } => memory.pid(),
+            Source::File { .. } | Source::Dmabuf { .. } => None,
+        }
     }
 
     /// For reports: whose pages these are.

@@ -12,13 +12,13 @@ use crate::memory::Pin;
 
 /// Pages that follow each other, in the same pin and with the same number of users.
 #[derive(Clone)]
-pub(super) struct Run {
+pub(crate) struct Run {
     pub(super) length: u64,
-    pub(super) users: u32,
+    pub(crate) users: u32,
     /// The first page's number in `pin`.
     pub(super) at: u64,
-    pub(super) pin: Arc<dyn Pin>,
-    pub(super) since: Instant,
+    pub(crate) pin: Arc<dyn Pin>,
+    pub(crate) since: Instant,
 }
 
 #[derive(Default)]

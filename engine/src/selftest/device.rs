@@ -10,13 +10,14 @@ use parking_lot::Mutex;
 
 use crate::call::Call;
 use crate::driver::NO_PASID;
+use crate::inspect::{Detail, Scope};
 use crate::kapi::{Device, Lifetime};
 use crate::mock::{DeviceFlags, MockDevice};
 use crate::object::{Kind, Object, Use};
 use crate::{Context, Errno};
 
 /// A mock device as the user destroys it: the external driver's side.
-pub(super) struct SelftestDevice {
+pub(crate) struct SelftestDevice {
     /// Nothing once it was destroyed.
     device: Mutex<Option<Device>>,
 }
@@ -32,11 +33,20 @@ impl SelftestDevice {
         let device = this.device.lock();
         device.as_ref().ok_or(Errno::ENOENT).and_then(with)
     }
+
+    /// The bound device's id, unless it is gone or just being changed.
+    pub(crate) fn device_id(&self) -> Option<u32> {
+        self.device.try_lock()?.as_ref().map(Device::id)
+    }
 }
 
 impl Object for SelftestDevice {
     fn kind(&self) -> Kind {
         Kind::SelftestDevice
+    }
+
+    fn report(&self, _: Scope) -> Detail {
+        Detail::SelftestDevice { device: self.device_id() }
     }
 
     fn destroy(&self) {

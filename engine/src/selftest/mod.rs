@@ -14,6 +14,8 @@ mod events;
 mod limits;
 mod pasid;
 
+pub(crate) use device::SelftestDevice;
+
 use ioctl_abi::selftest::*;
 
 use crate::Errno;

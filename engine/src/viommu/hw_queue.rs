@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use crate::call::Call;
 use crate::driver::HwQueueRequest;
+use crate::inspect::{Detail, Scope};
 use crate::ioas::Ioas;
 use crate::iopt::AccessUser;
 use crate::iopt::access::AccessId;
@@ -68,11 +69,16 @@ struct Memory {
 /// The access of a queue, in the object table.
 struct AccessObject {
     id: u32,
+    ioas: u32,
 }
 
 impl Object for AccessObject {
     fn kind(&self) -> Kind {
         Kind::Access
+    }
+
+    fn report(&self, _: Scope) -> Detail {
+        Detail::Access { ioas: Some(self.ioas), pins: true }
     }
 }
 
@@ -94,7 +100,7 @@ impl Memory {
     ) -> Result<(Self, u64), Errno> {
         let reserved = context.objects().reserve()?;
         let id = reserved.id();
-        let object = reserved.commit_used(Arc::new(AccessObject { id }));
+        let object = reserved.commit_used(Arc::new(AccessObject { id, ioas: ioas.id() }));
         let access = match ioas.add_access(Arc::new(Locked), true) {
             Ok(access) => access,
             Err(error) => {
@@ -142,6 +148,11 @@ impl Drop for Memory {
 impl Object for HwQueue {
     fn kind(&self) -> Kind {
         Kind::HwQueue
+    }
+
+    fn report(&self, _: Scope) -> Detail {
+        let (queue_type, index) = (self.queue_type, self.index);
+        Detail::HwQueue { viommu: self.viommu.handle().id(), queue_type, index }
     }
 
     fn destroy(&self) {

@@ -15,6 +15,7 @@ use crate::call::Call;
 use crate::device::Bound;
 use crate::driver::{self, UserData};
 use crate::hwpt::HwptPaging;
+use crate::inspect::{Detail, Scope};
 use crate::object::{Kind, Object, Use};
 use crate::{Errno, inject};
 
@@ -57,6 +58,10 @@ impl Viommu {
 impl Object for Viommu {
     fn kind(&self) -> Kind {
         Kind::Viommu
+    }
+
+    fn report(&self, _: Scope) -> Detail {
+        Detail::Viommu { parent: self.parent.id() }
     }
 
     fn destroy(&self) {

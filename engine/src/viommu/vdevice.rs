@@ -10,6 +10,7 @@ use ioctl_abi::iommufd::iommu_vdevice_alloc;
 
 use crate::call::Call;
 use crate::device::Bound;
+use crate::inspect::{Detail, Scope};
 use crate::object::{Kind, Object, Use};
 use crate::{Errno, inject};
 
@@ -26,6 +27,11 @@ pub(crate) struct Vdevice {
 impl Object for Vdevice {
     fn kind(&self) -> Kind {
         Kind::Vdevice
+    }
+
+    fn report(&self, _: Scope) -> Detail {
+        let (viommu, device) = (self.viommu.handle().id(), self.device.name());
+        Detail::Vdevice { viommu, device, virt_id: self.virt_id }
     }
 
     fn destroy(&self) {

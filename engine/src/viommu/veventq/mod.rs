@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use crate::call::Call;
 use crate::context::Hold;
 use crate::file::{EngineFile, PollEvents, ReadBuffer, Wake};
+use crate::inspect::{Detail, Scope};
 use crate::object::{Kind, Object, Use};
 use crate::{Errno, inject};
 
@@ -33,6 +34,10 @@ pub(crate) struct Veventq {
 impl Object for Veventq {
     fn kind(&self) -> Kind {
         Kind::Veventq
+    }
+
+    fn report(&self, _: Scope) -> Detail {
+        Detail::Veventq { viommu: self.viommu.handle().id(), event_type: self.event_type }
     }
 
     fn destroy(&self) {
