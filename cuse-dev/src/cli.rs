@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::cli_inspect;
 use cuse_dev::memory::PfnMode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -40,6 +41,14 @@ pub(crate) enum Command {
     /// Write the manual pages and the shells' completions into a directory
     #[command(hide = true)]
     Pages(crate::cli_pages::Pages),
+    /// Show what a running softiommu maps, pins and counts, and what it warned of
+    Show(cli_inspect::ShowArgs),
+    /// Walk a device's page tables: every level's raw IOPTE, and whose frame it ends at
+    Walk(cli_inspect::WalkArgs),
+    /// Find a frame: whose page it is, how it is held, where it is mapped, what it contains
+    Pfn(cli_inspect::PfnArgs),
+    /// Make a DMA as a device would: through its IOTLB and IOPTEs, with rights and dirty bits
+    Dma(cli_inspect::DmaArgs),
 }
 
 /// Options of `softiommu run`.
@@ -54,6 +63,9 @@ pub(crate) struct Run {
     /// Page frame numbers in IOPTEs: the machine's, or made-up ones that stay the same
     #[arg(long, value_name = "KIND", default_value = "real")]
     pub(crate) pfn: Pfn,
+    /// Answer `softiommu show` and its like at PATH, not where they look by themselves
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
     /// The program and its arguments
     #[arg(required = true, last = true, value_name = "PROGRAM")]
     pub(crate) command: Vec<OsString>,

@@ -1,6 +1,7 @@
 //! Front ends for `/dev/iommu` and the memory of their callers.
 
 pub mod caller;
+pub mod control;
 pub mod doctor;
 pub mod event_files;
 pub mod inject;

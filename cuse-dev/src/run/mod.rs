@@ -17,7 +17,7 @@
 //! | asks for faults | [`fail_nth`] and [`debugfs`] stand for the kernel's files |
 //!
 //! [`trace`] shows each ioctl to who asks for it.
-//! [`front`] tells which processes there are, and why.
+//! [`control`] answers who asks from outside. [`front`] tells which processes there are, and why.
 
 mod arch;
 mod caller;
@@ -41,6 +41,8 @@ mod turns;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::time::Instant;
 
 use engine::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -51,6 +53,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, setsid};
 
 use crate::caller::sys;
+use crate::control::{self, Warnings};
 use crate::memory::{Host, PfnMode};
 use front::{News, ToFront};
 use launch::Inherited;
@@ -65,6 +68,10 @@ pub struct Options {
     pub strict: bool,
     /// Where page frame numbers come from.
     pub pfn: PfnMode,
+    /// Where the control socket is; nothing for where `softiommu show` looks by itself.
+    pub control: Option<PathBuf>,
+    /// What was warned of, for who asks at the control socket.
+    pub warnings: Warnings,
     /// Whether `SIGPIPE` was ignored when this process started (Rust's runtime changes it).
     pub ignores_pipe: bool,
 }
@@ -142,7 +149,7 @@ fn supervise(
     // Those who outlive their parents become our children: we may look at their memory only
     // while they are our descendants, where Yama says so.
     nix::sys::prctl::set_child_subreaper(true)?;
-    let name = &options.command[0];
+    let (name, started) = (&options.command[0], nix::unistd::getppid().as_raw() as u32);
     let launched = launch::launch(&options.command, inherited).map_err(Failure::Launch)?;
     let pid = launched.pid;
     let program = KillOnDrop(pid);
@@ -153,6 +160,7 @@ fn supervise(
     prepare()?;
     let supervisor = Supervisor::new(launched.listener, Host::new(options.pfn)?)?;
     supervisor.start()?;
+    let _control = listen(options, started, &supervisor)?;
     if let Err(error) = launch::started(&launched.status, name) {
         let _ = waitpid(pid, None);
         return Err(Failure::Launch(error));
@@ -185,6 +193,39 @@ fn tell(message: &str) {
     eprintln!("softiommu: {message}");
     // Standard error, where it is the log, has it already, unless somebody wants to know all.
     tracing::info!("{message}");
+}
+
+/// Opens the control socket of the daemon that was started as process `pid`. One that nobody asked
+/// for is no reason to fail.
+fn listen(
+    options: &Options,
+    pid: u32,
+    supervisor: &Supervisor,
+) -> io::Result<Option<control::Server>> {
+    let path = match &options.control {
+        Some(path) => Ok(path.clone()),
+        None => control::place::socket_of(pid),
+    };
+    let server = match path.and_then(|path| control::Server::bind(&path)) {
+        Ok(server) => server,
+        Err(error) if options.control.is_none() => {
+            tracing::debug!(%error, "no control socket");
+            return Ok(None);
+        }
+        Err(error) => {
+            return Err(io::Error::new(error.kind(), format!("control socket: {error}")));
+        }
+    };
+    let words: Vec<_> = options.command.iter().map(|word| word.to_string_lossy()).collect();
+    server.start(control::server::Subject {
+        engine: supervisor.engine().clone(),
+        warnings: options.warnings.clone(),
+        pid,
+        program: words.join(" "),
+        since: Instant::now(),
+    })?;
+    tracing::debug!(path = %server.path().display(), "control socket");
+    Ok(Some(server))
 }
 
 /// A program that could not be supervised must not wait for its supervisor.

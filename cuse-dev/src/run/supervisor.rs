@@ -129,6 +129,11 @@ impl Supervisor {
         &self.listener
     }
 
+    /// What answers.
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     pub(crate) fn open_files(&self) -> &OpenFiles {
         &self.open_files
     }
