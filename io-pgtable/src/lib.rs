@@ -36,7 +36,6 @@ mod error;
 mod format;
 mod formats;
 mod memory;
-mod pair;
 mod pool;
 mod prot;
 mod raw;

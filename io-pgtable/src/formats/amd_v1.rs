@@ -49,7 +49,6 @@ impl<const GRANULE: u32> Format for AmdGranule<GRANULE> {
     const DYNAMIC_TOP: bool = true;
     // The size is spelt as a zero above ones in the address field, which has 40 bits.
     const SIZES: u64 = Config::low(40 + GRANULE) & !Config::low(GRANULE);
-    const PRESENT: u64 = PR;
     /// Page Address or Next Table Address, bits 51:12.
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     const FIELDS: &'static [Field] =
@@ -82,11 +81,6 @@ impl<const GRANULE: u32> Format for AmdGranule<GRANULE> {
             next if next == u64::from(level) => Kind::Table,
             _ => Kind::Reserved,
         }
-    }
-
-    #[inline]
-    fn is_table(level: u8, entry: u64) -> bool {
-        entry & (PR | NEXT_LEVEL) == PR | u64::from(level) << NEXT_LEVEL_SHIFT && level > 0
     }
 
     #[inline]
