@@ -101,8 +101,11 @@ pub trait Pin: Send + Sync {
 /// How a [`Pin`] holds its pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
-    /// The very pages, shared with the caller.
+    /// The very pages, shared with the caller, and kept in their frames.
     Shared,
+    /// The very pages, shared with the caller. The kernel may move them to other frames, or has not
+    /// made them yet, for this reason.
+    Mapped(&'static str),
     /// A kernel pin of private memory.
     Pinned,
     /// A live view of the caller's addresses, with the reason: follows the VA, not the page.

@@ -24,6 +24,9 @@ const END: u64 = 1 << 39;
 /// Numbers of a block: every second one of pages that stand alone.
 const SPAN: u64 = 2 * HUGE;
 
+/// 4K pages in a block of a file's hole: 64 GiB.
+pub(super) const HOLE: u64 = 1 << 24;
+
 /// What pages are counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Space {
@@ -31,6 +34,8 @@ enum Space {
     Memory(u64),
     /// The file on this device with this inode.
     File(u64, u64),
+    /// The same, for what it does not have.
+    Hole(u64, u64),
 }
 
 /// A page, whoever looks at it.
@@ -51,6 +56,14 @@ impl Place {
         Self { space: Space::File(id.0, id.1), page: offset / PAGE }
     }
 
+    /// The same place in what the file does not have: counted in blocks of [`HOLE`] pages.
+    pub(super) fn hole(self) -> Self {
+        match self.space {
+            Space::File(device, inode) => Self { space: Space::Hole(device, inode), ..self },
+            _ => self,
+        }
+    }
+
     /// The page `pages` further.
     pub(super) fn after(self, pages: u64) -> Self {
         Self { page: self.page + pages, ..self }
@@ -58,12 +71,17 @@ impl Place {
 
     /// The block that it is in.
     pub(super) fn block(self) -> BlockId {
-        BlockId(self.space, self.page / HUGE)
+        BlockId(self.space, self.page / self.span())
     }
 
     /// Which page of the block it is.
     pub(super) fn in_block(self) -> u64 {
-        self.page % HUGE
+        self.page % self.span()
+    }
+
+    /// Pages of the block.
+    pub(super) fn span(self) -> u64 {
+        if matches!(self.space, Space::Hole(..)) { HOLE } else { HUGE }
     }
 }
 
@@ -112,19 +130,30 @@ impl Blocks {
         if known.len() == known.capacity() {
             known.retain(|_, block| block.strong_count() > 0);
         }
-        let block = self.fresh(huge());
+        let block = match id.0 {
+            Space::Hole(..) => Arc::new(Block { base: self.reserve(HOLE), huge: true }),
+            _ => self.fresh(huge()),
+        };
         known.insert(id, Arc::downgrade(&block));
         block
     }
 
     /// A block of pages that nobody can look at again.
     pub(super) fn fresh(&self, huge: bool) -> Arc<Block> {
-        let taken = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
-            Some(if next + SPAN > END { FIRST + SPAN } else { next + SPAN })
-        });
-        let (Ok(base) | Err(base)) = taken;
-        let base = if base + SPAN > END { FIRST } else { base };
-        Arc::new(Block { base, huge })
+        Arc::new(Block { base: self.reserve(SPAN), huge })
+    }
+
+    /// `span` numbers, from a multiple of that.
+    fn reserve(&self, span: u64) -> u64 {
+        let start = |next: u64| match next.next_multiple_of(span) {
+            start if start + span > END => FIRST.next_multiple_of(span),
+            start => start,
+        };
+        let taken = self
+            .next
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| Some(start(next) + span));
+        let (Ok(next) | Err(next)) = taken;
+        start(next)
     }
 }
 
@@ -161,5 +190,17 @@ mod tests {
         assert_eq!(blocks.fresh(true).base, END - SPAN);
         assert_eq!(blocks.fresh(true).base, FIRST);
         assert_eq!(blocks.fresh(true).base, FIRST + SPAN);
+    }
+
+    #[test]
+    fn holes_are_large_and_aligned() {
+        let blocks = Blocks::default();
+        let small = blocks.fresh(false);
+        let place = Place::file((1, 2), 5 * PAGE).hole();
+        let hole = blocks.get(place.block(), || false);
+        assert!(hole.huge() && hole.base.is_multiple_of(HOLE) && hole.base > small.base);
+        assert_eq!(blocks.get(place.after(HOLE - 6).block(), || false), hole);
+        assert_ne!(blocks.get(place.after(HOLE - 5).block(), || false), hole);
+        assert!(blocks.fresh(false).base >= hole.base + HOLE);
     }
 }

@@ -7,9 +7,9 @@ use engine::Errno;
 use engine::caller::CallerFile;
 use engine::memory::{BackingFile, PAGE_SIZE, Pin};
 
-use super::Host;
 use super::map::FileKind;
-use super::pin::{Hold, Pages, Part};
+use super::pin::Pages;
+use super::{Host, shared};
 
 /// A regular file that a caller has open.
 pub struct HostFile {
@@ -76,15 +76,9 @@ impl BackingFile for HostFile {
         if write && !self.writable {
             return Err(Errno::EPERM);
         }
-        let map = match self.host.maps.get(&self.file, &kind, end, self.writable) {
-            // The file was sealed against writing after it was opened.
-            Err(Errno::EPERM | Errno::EACCES) if !write => {
-                self.host.maps.get(&self.file, &kind, end, false)?
-            }
-            other => other?,
-        };
-        map.populate(offset, usize::try_from(length).map_err(|_| Errno::ENOMEM)?)?;
-        let part = Part::new(0, length, Hold::File { map, offset }, None);
-        Ok(Arc::new(Pages::new(self.host.clone(), vec![part], write)))
+        let map = self.host.maps.for_pin(&self.file, &kind, end, write)?;
+        let mut parts = Vec::with_capacity(1);
+        shared::pin(&self.host, &map, offset, length, 0, &mut parts)?;
+        Ok(Arc::new(Pages::new(self.host.clone(), parts, write)))
     }
 }

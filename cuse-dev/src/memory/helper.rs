@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 
 use super::mm::Mm;
 use super::ring::{IORING_REGISTER_BUFFERS_UPDATE, Params, Ring, update_bytes};
+use super::rings::{Rings, Wanted};
 use crate::caller::sys;
 use crate::inject::{EXIT_KILL, Tracee, on_tracer, tracer};
 
@@ -33,19 +34,10 @@ pub(crate) struct Helper {
     tracee: Arc<Mutex<Option<Tracee>>>,
     /// Address of the scratch page in the mm.
     scratch: u64,
-    rings: Mutex<Vec<Arc<Ring>>>,
+    rings: Rings,
     ended: AtomicBool,
     /// The kernel counts what it pins against a limit.
     limited: bool,
-}
-
-/// A range to be pinned in a slot.
-#[derive(Clone)]
-pub(crate) struct Wanted {
-    pub(crate) ring: Arc<Ring>,
-    pub(crate) slot: u32,
-    pub(crate) address: u64,
-    pub(crate) length: u64,
 }
 
 impl Helper {
@@ -66,7 +58,7 @@ impl Helper {
                 pidfd,
                 tracee: Arc::new(Mutex::new(Some(tracee))),
                 scratch,
-                rings: Mutex::new(Vec::new()),
+                rings: Rings::default(),
                 ended: AtomicBool::new(false),
             }),
             Err(error) => {
@@ -122,39 +114,12 @@ impl Helper {
         self.limited
     }
 
-    /// Free slots for `ranges` (address, length), of as few rings as may be.
-    pub(super) fn slots(
-        &self,
-        mm: &Mm,
-        ranges: impl Iterator<Item = (u64, u64)>,
-    ) -> Result<Vec<Wanted>, Errno> {
-        let mut rings = self.rings.lock();
-        let mut wanted: Vec<Wanted> = Vec::new();
-        for (address, length) in ranges {
-            let taken = rings
-                .iter()
-                .rev()
-                .find_map(|ring| ring.take_slot().map(|slot| (ring.clone(), slot)));
-            let taken = taken.map_or_else(
-                || {
-                    let ring = self.new_ring(mm)?;
-                    rings.push(ring.clone());
-                    ring.take_slot().map(|slot| (ring, slot)).ok_or(Errno::ENOMEM)
-                },
-                Ok,
-            );
-            match taken {
-                Ok((ring, slot)) => wanted.push(Wanted { ring, slot, address, length }),
-                Err(error) => {
-                    wanted.iter().for_each(|one| one.ring.give_back(one.slot));
-                    return Err(error);
-                }
-            }
-        }
-        Ok(wanted)
+    /// Free slots for `length` bytes from `address`.
+    pub(super) fn slots(&self, mm: &Mm, address: u64, length: u64) -> Result<Vec<Wanted>, Errno> {
+        self.rings.slots(address, length, || self.new_ring(mm))
     }
 
-    fn new_ring(&self, mm: &Mm) -> Result<Arc<Ring>, Errno> {
+    fn new_ring(&self, mm: &Mm) -> Result<Ring, Errno> {
         mm.poke(self.scratch, &[0; Params::SIZE])?;
         let (tracee, scratch) = (self.tracee.clone(), self.scratch);
         let number = on_tracer(move || {
@@ -167,16 +132,16 @@ impl Helper {
         let mut params = [0; Params::SIZE];
         mm.peek(self.scratch, &mut params)?;
         let fd = sys::pidfd_getfd(self.pidfd.as_fd(), number as i32)?;
-        Ok(Arc::new(Ring::new(fd, number, Params::from_bytes(&params))?))
+        Ring::new(fd, number, Params::from_bytes(&params))
     }
 
-    /// Pins each of `wanted` in turn, on the tracer, and tells `done` about each when it is
-    /// pinned or failed; after a failure the rest is not tried. Returns at once.
+    /// Pins each of `wanted` in turn, on the tracer, and gives it to `done` when it is pinned;
+    /// after a failure the rest is not tried. Returns at once.
     pub(super) fn pin(
         &self,
         mm: &Arc<Mm>,
         wanted: Vec<Wanted>,
-        done: impl Fn(Result<(), Errno>) + Send + 'static,
+        done: impl Fn(Result<Wanted, Errno>) + Send + 'static,
     ) -> Result<(), Errno> {
         let (tracee, scratch, mm) = (self.tracee.clone(), self.scratch, mm.clone());
         let job = move || {
@@ -187,7 +152,7 @@ impl Helper {
                     None => Err(Errno::ESRCH),
                 };
                 let failed = pinned.is_err();
-                done(pinned);
+                done(pinned.map(|()| one));
                 if failed {
                     return;
                 }

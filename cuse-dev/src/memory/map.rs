@@ -5,11 +5,13 @@
 #![allow(unsafe_code)] // mmap and copies to and from it
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::{Arc, Weak};
 
 use engine::Errno;
+use nix::unistd::Whence;
 use parking_lot::Mutex;
 
 use super::sigbus::{self, Watched};
@@ -67,8 +69,10 @@ pub(crate) struct FileMap {
     id: (u64, u64),
     writable: bool,
     pinnable: bool,
+    /// Bytes of a page of it.
+    page: u64,
     _watched: Watched,
-    _file: OwnedFd,
+    file: OwnedFd,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and lives until drop. Accesses go
@@ -135,7 +139,8 @@ impl FileMap {
                 writable,
                 pinnable: kind.pinnable,
                 _watched: watched,
-                _file: file,
+                page: kind.page as u64,
+                file,
             }),
             Err(error) => {
                 // SAFETY: the mapping just made; nobody has seen its address.
@@ -185,6 +190,37 @@ impl FileMap {
         }
     }
 
+    /// The ranges of `offset..offset+length` in which the file has pages; at most `most`.
+    pub(crate) fn data(
+        &self,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> Result<Vec<Range<u64>>, Errno> {
+        let end = offset + length;
+        let seek = |at: u64, whence| {
+            let at = i64::try_from(at).map_err(|_| Errno::EINVAL)?;
+            let found = nix::unistd::lseek(&self.file, at, whence)?;
+            u64::try_from(found).map_err(|_| Errno::EINVAL)
+        };
+        let mut found = Vec::new();
+        let mut at = offset;
+        while at < end && found.len() < most {
+            let start = match seek(at, Whence::SeekData) {
+                Ok(start) => start & !(self.page - 1),
+                // No more; or a file that knows no holes (hugetlbfs).
+                Err(Errno::ENXIO) => break,
+                Err(_) => return Ok(vec![offset..end]),
+            };
+            let stop = seek(start, Whence::SeekHole)?.next_multiple_of(self.page).min(end);
+            if start.max(at) < stop {
+                found.push(start.max(at)..stop);
+            }
+            at = stop.max(at + self.page);
+        }
+        Ok(found)
+    }
+
     /// Copies from byte `offset` of the file.
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         let from = self.at(offset, into.len()).ok_or(Errno::EFAULT)?;
@@ -225,6 +261,34 @@ impl FileMaps {
         let maps = self.0.lock();
         let map = maps.get(&(id.0, id.1, write))?.upgrade()?;
         (map.length as u64 >= needed).then_some(map)
+    }
+
+    /// A mapping of `file` for a pin: one that may be written where that can be had at all, since
+    /// only such pages can be kept in place; for `write`, none else.
+    ///
+    /// Whether devices may write is not decided here.
+    pub(crate) fn for_pin(
+        &self,
+        file: impl AsFd,
+        kind: &FileKind,
+        needed: u64,
+        write: bool,
+    ) -> Result<Arc<FileMap>, Errno> {
+        if let Some(map) = self.find(kind.id, needed, true) {
+            return Ok(map);
+        }
+        let file = file.as_fd();
+        match self.get(file, kind, needed, true) {
+            Err(Errno::EACCES) if !write && kind.pinnable => {
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let again = std::fs::OpenOptions::new().read(true).write(true).open(path);
+                let map = again.ok().and_then(|file| self.get(&file, kind, needed, true).ok());
+                map.map_or_else(|| self.get(file, kind, needed, false), Ok)
+            }
+            // Sealed against writing.
+            Err(Errno::EPERM | Errno::EACCES) if !write => self.get(file, kind, needed, false),
+            other => other,
+        }
     }
 
     /// A mapping of `file` that has at least `needed` bytes.

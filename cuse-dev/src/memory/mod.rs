@@ -3,7 +3,8 @@
 //! [`process::ProcessMemory`] is one mm ([`mm`]) of a caller. Its pins hold pages in one of these ways, in
 //! this order of preference:
 //!
-//! 1. shared memory ([`map`]): the file behind the mapping, mapped here. The very pages.
+//! 1. shared memory ([`shared`]): the file behind the mapping, mapped here. The very pages, which a
+//!    ring of this process ([`own`]) keeps in their frames.
 //! 2. private memory that the caller may write: a buffer registered with an io_uring of the
 //!    caller's mm, which is a kernel pin.
 //! 3. everything else ([`pin`]): a live window on the caller's addresses, marked as such with its
@@ -17,12 +18,15 @@ pub mod file;
 pub(crate) mod helper;
 pub(crate) mod map;
 pub(crate) mod mm;
+pub(crate) mod own;
 mod parking;
 pub mod pfn;
 pub(crate) mod pin;
 pub(crate) mod private;
 pub mod process;
 pub(crate) mod ring;
+mod rings;
+mod shared;
 pub(crate) mod sigbus;
 pub(crate) mod vma;
 pub(crate) mod watch;
@@ -39,6 +43,7 @@ pub use pfn::PfnMode;
 pub struct Host {
     pub(crate) maps: map::FileMaps,
     pub(crate) pfns: pfn::Pfns,
+    pub(crate) own: own::Own,
     /// `/proc/self/pagemap`.
     pub(crate) pagemap: File,
     pub(crate) watch: watch::Watch,
@@ -50,8 +55,8 @@ impl Host {
     /// Once per daemon. Fails where `/proc` cannot be read.
     pub fn new(pfn: PfnMode) -> std::io::Result<Arc<Self>> {
         let pagemap = File::open("/proc/self/pagemap")?;
-        let (maps, watch, held) = Default::default();
-        Ok(Arc::new(Self { maps, pfns: pfn::Pfns::new(pfn), pagemap, watch, held }))
+        let (maps, own, watch, held) = Default::default();
+        Ok(Arc::new(Self { maps, own, pfns: pfn::Pfns::new(pfn), pagemap, watch, held }))
     }
 
     /// Pages in all pins that there are; a page in two pins counts twice.

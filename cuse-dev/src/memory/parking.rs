@@ -13,7 +13,6 @@ use super::helper::Helper;
 use super::mm::Mm;
 use crate::inject::{Tracee, on_tracer};
 
-pub(super) const NO_IO_URING: &str = "io_uring is disabled";
 const TRACED: &str = "the process may not be traced, or is traced by another program";
 const GONE: &str = "the process is gone";
 const FOREIGN: &str = "the process runs code of another architecture";

@@ -154,6 +154,15 @@ impl Pfns {
         Ok(frames)
     }
 
+    /// Frames for `pages` pages from `place` that nobody has made yet.
+    pub(crate) fn hole(&self, pages: u64, place: Place) -> Result<Frames, Errno> {
+        u32::try_from(pages).map_err(|_| Errno::ENOMEM)?;
+        let mut frames = Frames::default();
+        self.add_simulated(&mut frames, pages, place.hole(), &|_| true);
+        frames.shrink();
+        Ok(frames)
+    }
+
     /// Adds what `entries` of pagemap say; where they do not say it, or are not asked, simulated
     /// frames of `place`. `huge` says of a page, counted from the first entry, whether it is part
     /// of a huge one.
@@ -208,7 +217,7 @@ impl Pfns {
         while at < pages {
             let here = place.after(at);
             let block = self.blocks.get(here.block(), || huge(at));
-            let count = (HUGE - here.in_block()).min(pages - at);
+            let count = (here.span() - here.in_block()).min(pages - at);
             if block.huge() {
                 frames.push(block.frame(here.in_block()), count as u32);
             } else {

@@ -16,8 +16,9 @@ use super::private::Registered;
 
 /// What keeps the pages of a part.
 pub(crate) enum Hold {
-    /// A mapping of the file behind them, from byte `offset` of the file.
-    File { map: Arc<FileMap>, offset: u64 },
+    /// A mapping of the file behind them, from byte `offset` of the file, and a kernel pin of what
+    /// is mapped, or why there is none.
+    File { map: Arc<FileMap>, offset: u64, pinned: Result<Registered, &'static str> },
     /// A kernel pin of them.
     Pinned(Registered),
     /// Nothing: the caller's addresses from `address` are looked at when they are used.
@@ -49,7 +50,7 @@ impl Part {
         self.frames.get_or_init(|| {
             let pages = self.length / PAGE_SIZE;
             let found = match &self.hold {
-                Hold::File { map, offset } => {
+                Hold::File { map, offset, .. } => {
                     map.at(*offset, self.length as usize).ok_or(Errno::EFAULT).and_then(|at| {
                         let place = Place::file(map.id(), *offset);
                         host.pfns.of(&host.pagemap, at as u64, pages, place)
@@ -63,7 +64,7 @@ impl Part {
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         match &self.hold {
-            Hold::File { map, offset: base } => map.read(base + offset, into),
+            Hold::File { map, offset: base, .. } => map.read(base + offset, into),
             Hold::Pinned(registered) => registered.read(offset, into),
             Hold::Window { mm, address, .. } => mm.peek(address + offset, into),
         }
@@ -71,7 +72,7 @@ impl Part {
 
     fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
         match &self.hold {
-            Hold::File { map, offset: base } => map.write(base + offset, from),
+            Hold::File { map, offset: base, .. } => map.write(base + offset, from),
             Hold::Pinned(registered) => registered.write(offset, from),
             Hold::Window { mm, address, .. } => mm.poke(address + offset, from),
         }
@@ -161,7 +162,7 @@ impl Pin for Pages {
 
     fn window(&self, bytes: Range<u64>, with: &mut dyn FnMut(*mut u8)) -> bool {
         let Some((_, part)) = self.part(bytes.start) else { return false };
-        let Hold::File { map, offset } = &part.hold else { return false };
+        let Hold::File { map, offset, .. } = &part.hold else { return false };
         if bytes.end > part.end() || bytes.is_empty() {
             return false;
         }
@@ -180,7 +181,8 @@ impl Pin for Pages {
         for part in &self.parts {
             let (start, end) = (bytes.start.max(part.start), bytes.end.min(part.end()));
             if start < end
-                && let Hold::Pinned(registered) = &part.hold
+                && let Hold::Pinned(registered) | Hold::File { pinned: Ok(registered), .. } =
+                    &part.hold
             {
                 registered.release(start - part.start, end - part.start);
             }
@@ -188,14 +190,20 @@ impl Pin for Pages {
     }
 
     fn held(&self) -> Held {
-        let mut held = Held::Shared;
-        for part in &self.parts {
-            match &part.hold {
-                Hold::Window { why, .. } => return Held::Window(why),
-                Hold::Pinned(_) => held = Held::Pinned,
-                Hold::File { .. } => {}
-            }
-        }
-        held
+        // What is worst of all parts, for a report is to warn.
+        let rank = |held: &Held| match held {
+            Held::Shared => 0,
+            Held::Pinned => 1,
+            Held::Mapped(_) => 2,
+            Held::Copy(_) => 3,
+            Held::Window(_) => 4,
+        };
+        let held = self.parts.iter().map(|part| match &part.hold {
+            Hold::File { pinned: Ok(_), .. } => Held::Shared,
+            Hold::File { pinned: Err(why), .. } => Held::Mapped(why),
+            Hold::Pinned(_) => Held::Pinned,
+            Hold::Window { why, .. } => Held::Window(why),
+        });
+        held.max_by_key(rank).unwrap_or(Held::Shared)
     }
 }

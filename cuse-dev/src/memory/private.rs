@@ -1,4 +1,5 @@
-//! Kernel pins of a caller's private memory: ranges registered with rings of its mm.
+//! Kernel pins: ranges registered with rings, which read and write them whatever becomes of the
+//! addresses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,42 +9,35 @@ use engine::Errno;
 use engine::memory::PAGE_SIZE;
 
 use super::Host;
-use super::helper::{Helper, Wanted};
+use super::helper::Helper;
 use super::mm::Mm;
 use super::pfn::Frames;
-use super::ring::Ring;
+use super::rings::{PIECE, Slot, Wanted};
 
-/// Bytes that one slot holds at most. (The kernel allows 1 GiB; of smaller pieces the frames can
-/// be read while the next piece is being pinned.)
-const PIECE: u64 = 128 << 20;
-
-/// A pinned range.
-struct Slot {
-    ring: Arc<Ring>,
-    slot: u32,
-    pages: u64,
-    /// Pages that are not released; the last one clears the slot.
-    left: AtomicU64,
-}
-
-/// A pinned range of private memory, in pieces.
+/// A pinned range, in pieces.
 pub(crate) struct Registered {
     address: u64,
     slots: Vec<Slot>,
     /// [`Mm::counted`].
-    counted: Arc<AtomicU64>,
-}
-
-impl Slot {
-    /// Unpins all of it.
-    fn clear(&self, counted: &AtomicU64) {
-        self.ring.clear(self.slot);
-        counted.fetch_sub(self.pages, Ordering::Relaxed);
-    }
+    counted: Option<Arc<AtomicU64>>,
 }
 
 impl Registered {
-    /// Pins `length` bytes from `address`, all or nothing, and finds their frames.
+    /// Nothing yet, from `address`.
+    pub(super) fn empty(address: u64, counted: Option<Arc<AtomicU64>>) -> Self {
+        Self { address, slots: Vec::new(), counted }
+    }
+
+    /// The next piece is pinned.
+    pub(super) fn push(&mut self, piece: Wanted) {
+        let slot = piece.pinned();
+        if let Some(counted) = &self.counted {
+            counted.fetch_add(slot.pages(), Ordering::Relaxed);
+        }
+        self.slots.push(slot);
+    }
+
+    /// Pins `length` bytes from `address` of `mm`, all or nothing, and finds their frames.
     pub(crate) fn new(
         host: &Host,
         mm: &Arc<Mm>,
@@ -51,45 +45,31 @@ impl Registered {
         address: u64,
         length: u64,
     ) -> Result<(Self, Frames), Errno> {
-        let ranges = (0..length)
-            .step_by(PIECE as usize)
-            .map(|start| (address + start, PIECE.min(length - start)));
-        let wanted = helper.slots(mm, ranges)?;
         let (done, results) = unbounded();
-        let give_back =
-            |from: usize| wanted[from..].iter().for_each(|one| one.ring.give_back(one.slot));
         let report = move |result| {
             let _ = done.send(result);
         };
-        if let Err(error) = helper.pin(mm, wanted.clone(), report) {
-            give_back(0);
-            return Err(error);
-        }
-        let slots = Vec::with_capacity(wanted.len());
-        let mut pinned = Self { address, slots, counted: mm.counted.clone() };
+        helper.pin(mm, helper.slots(mm, address, length)?, report)?;
+        let mut pinned = Self::empty(address, Some(mm.counted.clone()));
         let mut frames = Frames::default();
         let mut failed = None;
-        for one in &wanted {
-            // A slot that failed holds nothing, and no later one was tried; those before are
-            // cleared by dropping.
-            if let Err(error) = results.recv().unwrap_or(Err(Errno::EAGAIN)) {
-                give_back(pinned.slots.len());
-                return Err(error);
-            }
-            let Wanted { ring, slot, address, length } = one.clone();
-            let pages = length / PAGE_SIZE;
-            mm.counted.fetch_add(pages, Ordering::Relaxed);
-            pinned.slots.push(Slot { ring, slot, pages, left: AtomicU64::new(pages) });
+        for result in results {
+            // The pieces before one that failed are cleared by dropping.
+            let piece = result?;
+            let (from, pages) = (piece.address, piece.length / PAGE_SIZE);
+            pinned.push(piece);
             if failed.is_none() {
-                let pages = length / PAGE_SIZE;
-                failed = mm.add_frames(host, &mut frames, address, pages).err();
+                failed = mm.add_frames(host, &mut frames, from, pages).err();
             }
         }
-        if let Some(error) = failed {
-            return Err(error);
+        match failed {
+            Some(error) => Err(error),
+            None if frames.pages() != length / PAGE_SIZE => Err(Errno::EAGAIN),
+            None => {
+                frames.shrink();
+                Ok((pinned, frames))
+            }
         }
-        frames.shrink();
-        Ok((pinned, frames))
     }
 
     /// Copies from byte `offset`.
@@ -119,7 +99,7 @@ impl Registered {
     /// The slot of byte `offset`, the address there, and how many bytes follow in the slot.
     fn locate(&self, offset: u64) -> Result<(&Slot, u64, usize), Errno> {
         let slot = self.slots.get((offset / PIECE) as usize).ok_or(Errno::EFAULT)?;
-        if slot.left.load(Ordering::Acquire) == 0 {
+        if !slot.holds() {
             return Err(Errno::EFAULT);
         }
         Ok((slot, self.address + offset, (PIECE - offset % PIECE) as usize))
@@ -134,11 +114,16 @@ impl Registered {
             let pages = (stop - at) / PAGE_SIZE;
             if let Some(slot) = self.slots.get(index as usize)
                 && pages > 0
-                && slot.left.fetch_sub(pages, Ordering::AcqRel) == pages
             {
-                slot.clear(&self.counted);
+                self.uncount(slot.release(pages));
             }
             at = stop;
+        }
+    }
+
+    fn uncount(&self, pages: u64) {
+        if let Some(counted) = &self.counted {
+            counted.fetch_sub(pages, Ordering::Relaxed);
         }
     }
 }
@@ -146,9 +131,7 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         for slot in &self.slots {
-            if slot.left.swap(0, Ordering::AcqRel) != 0 {
-                slot.clear(&self.counted);
-            }
+            self.uncount(slot.release_all());
         }
     }
 }

@@ -11,14 +11,14 @@ use engine::Errno;
 use engine::memory::{AddressSpace, MmId, PAGE_SIZE, Pin};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 
-use super::Host;
 use super::map::{FileKind, FileMap};
 use super::mm::Mm;
-use super::parking::NO_IO_URING;
+use super::own::{NO_IO_URING, Refusal};
 use super::pfn::Frames;
 use super::pin::{Hold, Pages, Part};
 use super::private::Registered;
 use super::vma::Vma;
+use super::{Host, shared};
 use crate::caller::{copying, sys};
 
 /// Why private pages are not pinned.
@@ -88,7 +88,8 @@ impl ProcessMemory {
     fn map_shared(&self, vma: &Vma, needed: u64, write: bool) -> Option<Arc<FileMap>> {
         let (major, minor, inode) = vma.file?;
         let device = nix::sys::stat::makedev(major.into(), minor.into());
-        if let Some(map) = self.host.maps.find((device, inode), needed, write) {
+        let find = |writable| self.host.maps.find((device, inode), needed, writable);
+        if let Some(map) = find(true).or_else(|| find(false).filter(|_| !write)) {
             return Some(map);
         }
         let thread = self.mm.thread().ok()?;
@@ -101,7 +102,7 @@ impl ProcessMemory {
         if kind.id.1 != inode || !kind.regular {
             return None;
         }
-        self.host.maps.get(&file, &kind, needed, write).ok()
+        self.host.maps.for_pin(&file, &kind, needed, write).ok()
     }
 
     /// A descriptor of the process for the file with that inode.
@@ -126,15 +127,15 @@ impl ProcessMemory {
         None
     }
 
-    /// Holds `length` bytes from `address`, which lie in `vma`: how, and in which frames where
-    /// that is to be known now.
+    /// Pins `length` bytes from `address`, which lie in `vma`, and appends that to `parts`, the
+    /// parts of a pin, from its byte `start` on.
     fn hold(
         &self,
         vma: &Vma,
-        address: u64,
-        length: u64,
+        (address, length, start): (u64, u64, u64),
         write: bool,
-    ) -> Result<(Hold, Option<Frames>), Errno> {
+        parts: &mut Vec<Part>,
+    ) -> Result<(), Errno> {
         // GUP refuses VM_IO and VM_PFNMAP, and so does this, which uses it.
         if vma.readable {
             self.mm.probe(address, 1)?;
@@ -146,14 +147,15 @@ impl ProcessMemory {
                 if write && !map.pinnable() {
                     return Err(Errno::EFAULT);
                 }
-                map.populate(offset, usize::try_from(length).map_err(|_| Errno::ENOMEM)?)?;
-                return Ok((Hold::File { map, offset }, None));
+                return shared::pin(&self.host, &map, offset, length, start, parts);
             }
         }
         let why = if vma.writable {
             match self.register(address, length) {
                 Ok((registered, frames)) => {
-                    return Ok((Hold::Pinned(registered), Some(frames)));
+                    let hold = Hold::Pinned(registered);
+                    parts.push(Part::new(start, length, hold, Some(frames)));
+                    return Ok(());
                 }
                 Err(Refusal::Pages(error)) => return Err(error),
                 Err(Refusal::Way(why)) => why,
@@ -168,7 +170,9 @@ impl ProcessMemory {
         let mut frames = Frames::default();
         self.mm.add_frames(&self.host, &mut frames, address, length / PAGE_SIZE)?;
         frames.shrink();
-        Ok((Hold::Window { mm: self.mm.clone(), address, why }, Some(frames)))
+        let hold = Hold::Window { mm: self.mm.clone(), address, why };
+        parts.push(Part::new(start, length, hold, Some(frames)));
+        Ok(())
     }
 
     /// Takes a kernel pin.
@@ -193,14 +197,6 @@ impl ProcessMemory {
             }
         })
     }
-}
-
-/// Why there is no kernel pin.
-enum Refusal {
-    /// The pages cannot be pinned, by anybody.
-    Pages(Errno),
-    /// This way is closed.
-    Way(&'static str),
 }
 
 impl AddressSpace for ProcessMemory {
@@ -257,8 +253,7 @@ impl AddressSpace for ProcessMemory {
                 return Err(Errno::EFAULT);
             }
             let stop = vma.end.min(end);
-            let (hold, frames) = self.hold(&vma, at, stop - at, write)?;
-            parts.push(Part::new(at - address, stop - at, hold, frames));
+            self.hold(&vma, (at, stop - at, at - address), write, &mut parts)?;
             at = stop;
         }
         Ok(Arc::new(Pages::new(self.host.clone(), parts, write)))

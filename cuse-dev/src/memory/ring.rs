@@ -5,7 +5,7 @@
 //! its own, and let a buffer go. So this process copies through a memfd that it has mapped.
 #![allow(unsafe_code)] // the ring is memory shared with the kernel
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
@@ -77,18 +77,7 @@ impl Params {
     }
 }
 
-/// `struct io_uring_rsrc_update2`.
-#[repr(C)]
-struct Update {
-    offset: u32,
-    reserved: u32,
-    data: u64,
-    tags: u64,
-    count: u32,
-    reserved2: u32,
-}
-
-/// The bytes of an update of `count` slots from `first` by the iovecs at `iovecs`.
+/// `struct io_uring_rsrc_update2`: an update of `count` slots from `first` by the iovecs at `iovecs`.
 pub(super) fn update_bytes(first: u32, iovecs: u64, count: u32) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes[..4].copy_from_slice(&first.to_ne_bytes());
@@ -235,6 +224,34 @@ impl Ring {
         Ok(Self { fd, number, params, queues, free })
     }
 
+    /// A ring of this process.
+    pub(super) fn own() -> Result<Self, Errno> {
+        let mut params = Params::default();
+        // SAFETY: the kernel reads and writes `params`, which has the structure's layout.
+        let made =
+            unsafe { libc::syscall(libc::SYS_io_uring_setup, ENTRIES, &raw mut params) as i32 };
+        if made < 0 {
+            return Err(Errno::last());
+        }
+        // SAFETY: the kernel just returned it as a new descriptor that nobody else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(made) };
+        Self::new(fd, 0, params)
+    }
+
+    /// Pins `length` bytes of this process from `address` in `slot`. Only for [`Ring::own`].
+    pub(super) fn register(&self, slot: u32, address: u64, length: u64) -> Result<(), Errno> {
+        let iovec = [address, length];
+        self.update(slot, &iovec)
+    }
+
+    fn update(&self, slot: u32, iovec: &[u64; 2]) -> Result<(), Errno> {
+        let update = update_bytes(slot, iovec.as_ptr() as u64, 1);
+        match enroll(&self.fd, IORING_REGISTER_BUFFERS_UPDATE, update.as_ptr(), 32)? {
+            1 => Ok(()),
+            _ => Err(Errno::EFAULT),
+        }
+    }
+
     /// The ring's descriptor in the helper.
     pub(super) fn number(&self) -> u64 {
         self.number
@@ -259,18 +276,8 @@ impl Ring {
 
     /// Unpins what the slot holds, and frees it.
     pub(super) fn clear(&self, slot: u32) {
-        let empty = [0_u64; 2];
-        let update = Update {
-            offset: slot,
-            reserved: 0,
-            data: empty.as_ptr() as u64,
-            tags: 0,
-            count: 1,
-            reserved2: 0,
-        };
-        let done = enroll(&self.fd, IORING_REGISTER_BUFFERS_UPDATE, (&raw const update).cast(), 32);
-        match done {
-            Ok(_) => self.give_back(slot),
+        match self.update(slot, &[0; 2]) {
+            Ok(()) => self.give_back(slot),
             Err(error) => tracing::error!(slot, %error, "cannot unpin a registered buffer"),
         }
     }
