@@ -253,9 +253,9 @@ pub struct PinReport {
     pub iova: u64,
     /// Pages.
     pub pages: u64,
-    /// `pinned`, `shared`, `window`, `copy`.
+    /// `pinned`, `shared`, `mapped`, `window`, `copy`.
     pub held: Name,
-    /// Why it is a window or a copy.
+    /// Why it is mapped only, a window or a copy.
     pub reason: Option<Name>,
     /// Domains (all of an IOAS count once) and accesses that use it.
     pub users: u32,
@@ -267,6 +267,7 @@ pub struct PinReport {
 pub(super) fn held(held: Held) -> (Name, Option<Name>) {
     match held {
         Held::Shared => ("shared".into(), None),
+        Held::Mapped(reason) => ("mapped".into(), Some(reason.into())),
         Held::Pinned => ("pinned".into(), None),
         Held::Window(reason) => ("window".into(), Some(reason.into())),
         Held::Copy(reason) => ("copy".into(), Some(reason.into())),
