@@ -103,12 +103,12 @@ impl Hwpt {
 
 /// `IOMMU_HWPT_ALLOC`.
 pub(crate) fn alloc(call: &Call<'_>, command: &mut iommu_hwpt_alloc) -> Result<(), Errno> {
-    if command.__reserved != 0 || command.__reserved2 != 0 {
+    // The kernel does not look at `__reserved2`, nor at the pointer to no data.
+    if command.__reserved != 0 {
         return Err(Errno::EOPNOTSUPP);
     }
     let untyped = command.data_type == IOMMU_HWPT_DATA_NONE;
-    let has_data = command.data_len != 0 || command.data_uptr != 0;
-    if untyped && has_data || !untyped && command.data_len == 0 {
+    if untyped != (command.data_len == 0) {
         return Err(Errno::EINVAL);
     }
     let objects = call.context.objects();

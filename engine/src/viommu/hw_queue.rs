@@ -120,6 +120,10 @@ impl Memory {
         let start = iova - iova % PAGE_SIZE;
         let last = iova.checked_add(length - 1).ok_or(Errno::EOVERFLOW)? | (PAGE_SIZE - 1);
         let bytes = (last - start).checked_add(1).ok_or(Errno::EOVERFLOW)?;
+        // The kernel has a pointer for each page, and no array of 2 GiB.
+        if bytes / PAGE_SIZE * 8 > i32::MAX as u64 {
+            return Err(Errno::ENOMEM);
+        }
         let frames = ioas.pin_pages(start, bytes, false)?;
         ioas.lock_areas(start, bytes);
         memory.pinned = Some((start, bytes));

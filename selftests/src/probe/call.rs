@@ -54,7 +54,7 @@ impl Machine {
         if let Some(op) = op {
             put(&mut bytes, 4, 4, op.op.into());
         }
-        let mut at = None;
+        let (mut at, mut flip) = (None, None);
         let mut saves: Vec<(&str, &str)> = Vec::new();
         let mut saving = false;
         for word in &words[if op.is_some() { 2 } else { 1 }..] {
@@ -67,6 +67,8 @@ impl Machine {
                 saves.push((name, text));
             } else if name == "at" {
                 at = Some(self.names.value(text, None)?);
+            } else if name == "flip" {
+                flip = Some(self.names.value(text, None)? as usize);
             } else if name == "tail" {
                 let offset = self.names.value(text, None)? as usize;
                 *bytes.get_mut(offset).ok_or("tail is too far")? = 1;
@@ -78,6 +80,9 @@ impl Machine {
                     .or_else(|why| body.map_or(Err(why), |b| self.names.value(text, Some(b))))?;
                 put(&mut bytes, offset, field.size.min(8), value);
             }
+        }
+        if let Some(bit) = flip {
+            *bytes.get_mut(bit / 8).ok_or("flip is too far")? ^= 1 << (bit % 8);
         }
         let before = bytes.clone();
         let pointer = at.map_or(bytes.as_mut_ptr() as u64, |at| {

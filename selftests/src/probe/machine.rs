@@ -15,6 +15,8 @@ pub struct Machine {
     pub(super) names: Names,
     pub(super) last_open: String,
     pub(super) threads: Threads,
+    /// What a loop that begins `anew` does before each of its steps.
+    given: Vec<String>,
 }
 
 /// A system call's result as a program's output shows it.
@@ -38,6 +40,11 @@ impl Machine {
         };
         match words[0] {
             "for" => self.sweep(line),
+            "given:" => {
+                let steps = line.trim_start_matches("given:").split(';');
+                self.given = steps.map(|step| step.trim().to_owned()).collect();
+                Ok("noted".into())
+            }
             "fork:" => self.fork(line),
             "alarm:" => self.alarmed(line),
             "thread" => self.start_thread(line),
@@ -312,9 +319,11 @@ impl Machine {
         Ok("ok".into())
     }
 
-    /// `for NAME FROM TO STEP: step`; equal results that follow each other become one.
+    /// `for NAME FROM TO STEP: step`; equal results that follow each other become one. With `anew`
+    /// before the colon each step is done in the state that the `given:` steps make.
     fn sweep(&mut self, line: &str) -> Result<String, String> {
         let (head, step) = line.split_once(": ").ok_or("for wants a ': '")?;
+        let (head, anew) = head.strip_suffix(" anew").map_or((head, false), |head| (head, true));
         let words: Vec<&str> = head.split_whitespace().collect();
         let [_, name, from, to, by] = words[..] else { return Err("for NAME FROM TO STEP".into()) };
         let (from, to, by) = (
@@ -327,7 +336,7 @@ impl Machine {
         let mut at = from;
         while at <= to {
             self.names.values.insert(name.into(), at);
-            let result = self.step(step)?;
+            let result = if anew { self.anew(step)? } else { self.step(step)? };
             run = Some(match run.take() {
                 Some((first, _, same)) if same == result => (first, at, same),
                 other => {
@@ -339,6 +348,27 @@ impl Machine {
         }
         flush(&mut said, run);
         Ok(said)
+    }
+}
+
+impl Machine {
+    /// Carries out the given steps, then `step`, and closes what they opened.
+    fn anew(&self, step: &str) -> Result<String, String> {
+        // SAFETY: plain system calls; the descriptor that is made is closed at once. A new one has
+        // the lowest free number, and nothing of the program was closed before a loop like this.
+        let first = unsafe {
+            let first = libc::dup(0);
+            libc::close(first);
+            first
+        };
+        let mut machine = self.clone();
+        self.given.iter().try_for_each(|given| machine.step(given).map(drop))?;
+        let result = machine.step(step);
+        if let Ok(first) = u32::try_from(first) {
+            // SAFETY: they are the steps' own, which end here.
+            unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+        }
+        result
     }
 }
 

@@ -11,6 +11,8 @@
 //! test MOCK_DOMAIN id=$ioas -> hwpt=out_hwpt_id
 //! g.IOMMU_DESTROY id=1            on the descriptor g, not the one opened last
 //! for n 0 64 4: IOMMU_IOAS_ALLOC size=$n
+//! given: open f; STEP; STEP       the state in which each step of this begins:
+//! for b 0 64 1 anew: IOMMU_DESTROY id=1 flip=$b
 //! fork: STEP; STEP                in a child process, with what the parent has
 //! thread t: STEP                  beside the steps that follow, until `join t`
 //! alarm: STEP                     with a signal that ends a call that waits
@@ -18,8 +20,9 @@
 //! ```
 //!
 //! A field of a test operation's body may be called `body.NAME`, where the struct around it has the
-//! name, too. Besides a struct's own fields a call takes `at=ADDRESS` (where the struct lies) and
-//! `tail=OFFSET` (a byte of 1 at that offset of the struct).
+//! name, too. Besides a struct's own fields a call takes `at=ADDRESS` (where the struct lies),
+//! `tail=OFFSET` (a byte of 1 at that offset of the struct) and `flip=BIT` (that bit of the struct the
+//! other way).
 
 mod call;
 mod machine;
