@@ -18,6 +18,7 @@ enum Op {
     Dirty { iova: u64, len: u64, clear: bool },
     Walk { iova: u64 },
     FailAfter { allocations: u8 },
+    Reader { registered: bool },
 }
 
 #[derive(Arbitrary, Debug)]
@@ -40,6 +41,8 @@ fn contents<F: Format>(table: &Table<F, &Failing<Heap>>) -> Vec<Step> {
 fn run<F: Format>(config: Config, ops: &[Op]) {
     let memory = Failing::new(Heap::new());
     let Ok(mut table) = Table::<F, _>::new(&memory, config) else { return };
+    // With a reader, entries are written another way.
+    let mut reader = None;
     for op in ops {
         match *op {
             Op::Map { iova, pa, len, prot, sizes, granules } => {
@@ -81,6 +84,11 @@ fn run<F: Format>(config: Config, ops: &[Op]) {
                 let prot = Prot::from_bits_truncate(prot.into());
                 let result = table.access(iova, prot);
                 assert!(!matches!(result, Err(Error::Malformed { .. })));
+                if result.is_ok() && prot.contains(Prot::WRITE) && F::DIRTY.mask != 0 {
+                    let mut found = false;
+                    table.read_dirty(iova, 1, false, |_, _| found = true).unwrap();
+                    assert!(found);
+                }
             }
             Op::Dirty { iova, len, clear } => {
                 let end = iova.saturating_add(len);
@@ -91,11 +99,13 @@ fn run<F: Format>(config: Config, ops: &[Op]) {
             Op::Walk { iova } => {
                 let _ = table.walk(iova).map(|walk| walk.to_string());
             }
+            Op::Reader { registered } => reader = registered.then(|| table.reader()),
             Op::FailAfter { allocations: 255 } => memory.succeed(),
             Op::FailAfter { allocations } => memory.fail_after(allocations.into()),
         }
     }
     drop(table);
+    drop(reader);
     assert_eq!(memory.inner().pages(), 0);
 }
 

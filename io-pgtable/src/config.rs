@@ -63,16 +63,18 @@ impl Config {
     }
 
     /// Checks `len` bytes at `iova` and returns their first and last translated address.
+    #[inline]
     pub(crate) fn range<F: Format>(&self, iova: u64, len: u64) -> Result<(u64, u64), Error> {
         let error = Error::OutOfRange { iova, len };
         let more = len.checked_sub(1).ok_or(error)?;
         let last = iova.checked_add(more).ok_or(error)?;
-        let mask = Self::low(self.iova_bits);
+        // `check` saw to it that there are 1 to 64 bits.
+        let unused = 64 - self.iova_bits;
+        let mask = u64::MAX >> unused;
         if F::SIGN_EXTENDED {
             // Both ends have to be canonical and in the same half: between the halves is a hole.
-            let half = Self::low(self.iova_bits - 1);
-            let (a, b) = (iova & !half, last & !half);
-            if a != b || (a != 0 && a != !half) {
+            let canonical = |iova| ((iova << unused) as i64 >> unused) as u64 == iova;
+            if !canonical(iova) || !canonical(last) || (iova ^ last) & !(mask >> 1) != 0 {
                 return Err(error);
             }
         } else if last > mask {

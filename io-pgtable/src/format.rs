@@ -55,15 +55,41 @@ impl Field {
         }
         None
     }
+}
 
-    #[inline]
-    fn decode(&self, entry: u64) -> Prot {
-        let value = entry & self.mask;
-        if self.is_bit() {
-            return if value == self.mask { self.care } else { Prot::empty() };
+/// One value of a field and what it permits, as decoding wants it: without a search.
+#[derive(Clone, Copy)]
+struct Row {
+    mask: u64,
+    value: u64,
+    prot: Prot,
+}
+
+/// The most rows that a format's fields make.
+const ROWS: usize = 16;
+
+/// What each value of each field adds to the permissions, and how many rows that are.
+const fn decodings(fields: &[Field]) -> ([Row; ROWS], usize) {
+    let mut rows = [Row { mask: 0, value: 0, prot: Prot::empty() }; ROWS];
+    let (mut count, mut field) = (0, 0);
+    while field < fields.len() {
+        let Field { care, mask, values } = fields[field];
+        if values.is_empty() {
+            rows[count] = Row { mask, value: mask, prot: care };
+            count += 1;
         }
-        self.values.iter().find(|(_, v)| *v == value).map_or(Prot::empty(), |(p, _)| *p)
+        let mut value = 0;
+        while value < values.len() {
+            let (prot, value_in_place) = values[value];
+            if !prot.is_empty() {
+                rows[count] = Row { mask, value: value_in_place, prot };
+                count += 1;
+            }
+            value += 1;
+        }
+        field += 1;
     }
+    (rows, count)
 }
 
 /// Combinations of permissions that there are.
@@ -157,8 +183,9 @@ pub trait Format: Send + Sync + 'static {
     const OWN_ADDRESS: bool = false;
     /// All page sizes that it ever has: bit n stands for 2^n bytes.
     const SIZES: u64;
-    /// An entry with none of these bits is absent, where the format does not say otherwise in
-    /// [`Self::kind`]; like the next three, it serves the functions that are given here.
+    /// An entry with none of these bits is absent, at level 0 always, and above it where the format does
+    /// not say otherwise in [`Self::kind`]. 0 for a format whose entries are absent by a bit that is
+    /// set. Like the next three, it serves the functions that are given here.
     const PRESENT: u64 = 0;
     /// The bits of an entry that points at a table.
     const TABLE: u64 = 0;
@@ -224,10 +251,28 @@ pub trait Format: Send + Sync + 'static {
         }
     }
 
+    /// Whether `entry` of a table of `level` points at a table: what a walk asks at every level.
+    #[inline]
+    fn is_table(level: u8, entry: u64) -> bool {
+        Self::kind(level, entry) == Kind::Table
+    }
+
     /// 1 if an entry of level 0 is not absent, else 0: what unmap counts with.
     #[inline]
     fn used(entry: u64) -> u64 {
-        u64::from(Self::kind(0, entry) != Kind::Absent)
+        if Self::PRESENT.is_power_of_two() {
+            // Without a comparison, so that the loop around it stays wide.
+            entry >> Self::PRESENT.trailing_zeros() & 1
+        } else {
+            u64::from(Self::kind(0, entry) != Kind::Absent)
+        }
+    }
+
+    /// Whether entries of level 0 with this conjunction and disjunction are surely none of them absent: a
+    /// shorter way for unmap where nothing is missing, as is usual.
+    #[inline]
+    fn all_used(and: u64, _or: u64) -> bool {
+        and & Self::PRESENT & Self::PRESENT.wrapping_neg() != 0
     }
 
     /// The physical address of the table that `entry` points at.
@@ -267,7 +312,7 @@ pub trait Format: Send + Sync + 'static {
     /// The bits of a leaf, of any level and size, that express `prot`.
     #[inline]
     fn attrs(prot: Prot, track: bool) -> Result<u64, Error> {
-        let attrs = const { encodings(Self::FIELDS) };
+        let attrs = const { &encodings(Self::FIELDS) };
         match attrs.get(prot.bits() as usize) {
             Some(&Some(attrs)) => Ok(if track { attrs } else { Self::untracked(attrs) }),
             _ => Err(Error::Unsupported { prot }),
@@ -275,8 +320,16 @@ pub trait Format: Send + Sync + 'static {
     }
 
     /// What a leaf permits.
+    #[inline]
     fn prot(entry: u64) -> Prot {
-        Self::FIELDS.iter().fold(Prot::empty(), |all, field| all | field.decode(entry))
+        let (rows, count) = const { &decodings(Self::FIELDS) };
+        let mut prot = Prot::empty();
+        for row in &rows[..*count] {
+            if entry & row.mask == row.value {
+                prot |= row.prot;
+            }
+        }
+        prot
     }
 
     /// The bits of a leaf that [`Self::attrs`] and the hardware wrote, apart from address and size.

@@ -17,11 +17,20 @@
 //! # Ok::<(), io_pgtable::Error>(())
 //! ```
 //!
+//! # Where to look
+//! - Which formats there are: [`AmdV1`], [`VtdSecond`], [`X86_64`], [`Lpae`], [`RiscV`], [`S390`],
+//!   [`MockV1`]; how a new one is made: [`Format`].
+//! - What can be done with a table: [`Table`]; from other threads meanwhile: [`Reader`]; when the
+//!   format is known at run time only: [`AnyTable`].
+//! - Where its pages come from: [`Memory`], [`Heap`], [`Pool`]; what happens when there are none:
+//!   [`Failing`].
+//! - Tables of another machine: [`Dump`].
+//!
 //! # How it is tested
 //! One suite (`tests/formats.rs`) runs over every format; raw entries are checked against worked values
-//! (`tests/worked.rs`). Under `cfg(miri)` the suite's counts are small: run it with
-//! `MIRIFLAGS=-Zmiri-permissive-provenance cargo +nightly miri test -p io-pgtable`, because the [`Heap`]
-//! turns addresses back into pointers. `fuzz/` drives random operations with libFuzzer.
+//! (`tests/worked.rs`) and against what Linux 7.3 wrote (`tests/kernel.rs`); the laws of encoding and
+//! decoding are tried densely, and written as proofs for Kani (`src/formats/laws.rs`). Under
+//! `cfg(miri)` the counts are small. `fuzz/` drives random operations with libFuzzer.
 #![no_std]
 
 extern crate alloc;
@@ -36,6 +45,7 @@ mod error;
 mod format;
 mod formats;
 mod memory;
+mod pair;
 mod pool;
 mod prot;
 mod raw;
@@ -53,3 +63,8 @@ pub use memory::{Failing, Heap, Memory};
 pub use pool::Pool;
 pub use prot::Prot;
 pub use table::{Barrier, Reader, Step, Table, Taken, Translation, Walk};
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

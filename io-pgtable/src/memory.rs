@@ -5,20 +5,21 @@
 //! its guest's memory, a [`Dump`](crate::Dump) the addresses at the time it was taken.
 #![allow(unsafe_code)] // Hands out table pages as raw memory; that is what the module is for.
 
-use alloc::alloc::{Layout, alloc, dealloc};
+use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
 
 /// Memory for tables.
 ///
 /// # Safety
-/// A page that `alloc` returned must stay readable and writable through `at`, at one place, and must
+/// A page that `alloc` returned must hold initialised bytes (of any value), stay readable and writable through `at`, at one place, and must
 /// not be given out again or be accessed by safe code other than as atomic 64-bit words, until it is
 /// given to `free`. What `at` returns for an address inside such a page must be valid for atomic access
 /// to `bytes` bytes as long as the page is not freed and `self` lives.
 pub unsafe trait Memory: Send + Sync {
-    /// Takes a page of `bytes` bytes (a power of two, at least 4 KiB on most formats), aligned to its
-    /// size, with any contents. Returns its physical address, or `None` when there is none left.
+    /// Takes a page of `bytes` bytes (a power of two, at least 2 KiB on every format), aligned to its
+    /// size; what it holds may be anything. Returns its physical address, or `None` when there is none
+    /// left.
     fn alloc(&self, bytes: usize) -> Option<u64>;
 
     /// Gives a page back.
@@ -55,8 +56,7 @@ impl Heap {
     }
 }
 
-// SAFETY: a page is one allocation of the global allocator, which hands it out once; it is zeroed or
-// not, but always initialised by the first writer before it is read, and `at` turns an address of it
+// SAFETY: a page is one allocation of the global allocator, which hands it out once and zeroed, and `at` turns an address of it
 // back into a pointer with the provenance exposed in `alloc`.
 unsafe impl Memory for Heap {
     fn alloc(&self, bytes: usize) -> Option<u64> {
@@ -65,7 +65,7 @@ unsafe impl Memory for Heap {
             return None;
         }
         // SAFETY: the layout's size is not zero.
-        let page = NonNull::new(unsafe { alloc(layout) })?;
+        let page = NonNull::new(unsafe { alloc_zeroed(layout) })?;
         self.pages.fetch_add(1, Relaxed);
         self.bytes.fetch_add(bytes, Relaxed);
         Some(page.as_ptr().expose_provenance() as u64)

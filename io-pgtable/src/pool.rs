@@ -5,7 +5,7 @@ use crate::Memory;
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
+use core::sync::atomic::{AtomicBool, Ordering::*};
 
 /// log2 of the pages that are taken from the memory below at a time.
 const CHUNK_LG2: u32 = 6;
@@ -19,7 +19,6 @@ pub struct Pool<M: Memory> {
     inner: M,
     busy: AtomicBool,
     state: UnsafeCell<State>,
-    pages: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -28,6 +27,8 @@ struct State {
     free: [u64; CLASSES],
     /// Every chunk, with its size in bytes.
     chunks: Vec<(u64, usize)>,
+    /// Pages given out and not returned.
+    pages: usize,
 }
 
 // SAFETY: the state is only touched by whoever holds `busy`.
@@ -36,14 +37,13 @@ unsafe impl<M: Memory> Sync for Pool<M> {}
 impl<M: Memory> Pool<M> {
     /// An empty pool that takes from `inner`.
     pub const fn new(inner: M) -> Self {
-        let state = State { free: [0; CLASSES], chunks: Vec::new() };
-        let (busy, pages) = (AtomicBool::new(false), AtomicUsize::new(0));
-        Self { inner, busy, state: UnsafeCell::new(state), pages }
+        let state = State { free: [0; CLASSES], chunks: Vec::new(), pages: 0 };
+        Self { inner, busy: AtomicBool::new(false), state: UnsafeCell::new(state) }
     }
 
     /// Pages given out and not returned.
     pub fn pages(&self) -> usize {
-        self.pages.load(Relaxed)
+        self.locked(|state| state.pages)
     }
 
     /// Runs `f` alone. Sections are a few instructions, but for the memory below giving a chunk.
@@ -94,14 +94,16 @@ unsafe impl<M: Memory> Memory for Pool<M> {
             let pa = state.free[class];
             // SAFETY: a page on the free list is initialised with the next one's address.
             state.free[class] = unsafe { self.inner.at(pa, bytes)?.as_ptr().read() };
-            self.pages.fetch_add(1, Relaxed);
+            state.pages += 1;
             Some(pa)
         })
     }
 
     unsafe fn free(&self, pa: u64, bytes: usize) {
-        self.pages.fetch_sub(1, Relaxed);
-        self.locked(|state| self.push(state, bytes.trailing_zeros() as usize, pa));
+        self.locked(|state| {
+            state.pages -= 1;
+            self.push(state, bytes.trailing_zeros() as usize, pa)
+        });
     }
 
     #[inline]

@@ -1,9 +1,11 @@
 //! One table in memory, as words.
 //!
 //! A table that readers can reach is only touched through atomic words; one that no entry points at
-//! yet belongs to its writer alone and is filled with plain stores, which the compiler may widen.
+//! yet, or whose writer has no readers, belongs to one thread alone and is accessed through cells,
+//! which the compiler may widen.
 #![allow(unsafe_code)] // Table pages are raw memory.
 
+use core::cell::Cell;
 use core::marker::PhantomData;
 use core::ops::Range;
 use core::ptr::NonNull;
@@ -66,31 +68,34 @@ impl<'m> Tab<'m> {
         all.get(range).unwrap_or(&[])
     }
 
-    /// Some entries as plain words, which the compiler may access in wide pieces; an empty slice if the
-    /// range leaves the table.
+    /// Some entries as cells, which the compiler may access in wide pieces; an empty slice if the range
+    /// leaves the table.
     ///
     /// # Safety
-    /// Nobody else accesses the table while the slice is in use: it is not linked yet, or the caller is
-    /// its writer and it has no readers.
+    /// Nobody on another thread accesses the table while the slice is in use: it is not linked yet, or the
+    /// caller is its writer and it has no readers.
     #[inline]
-    pub(crate) unsafe fn plain(self, range: Range<usize>) -> &'m mut [u64] {
+    pub(crate) unsafe fn cells(self, range: Range<usize>) -> &'m [Cell<u64>] {
         if range.start > range.end || range.end > self.len() {
-            return &mut [];
+            return &[];
         }
-        // SAFETY: in bounds as just checked; the caller says that the words are its own for now.
+        // SAFETY: in bounds as just checked; a cell has the layout of its word; the caller says that
+        // the words are this thread's for now.
         unsafe {
-            let first = self.words.as_ptr().add(range.start);
-            core::slice::from_raw_parts_mut(first, range.len())
+            let first = self.words.as_ptr().add(range.start).cast::<Cell<u64>>();
+            core::slice::from_raw_parts(first, range.len())
         }
     }
 
     /// Writes entries of a table that nobody else sees; nothing if the range leaves the table.
     ///
     /// # Safety
-    /// As for [`Self::plain`].
+    /// As for [`Self::cells`].
     #[inline]
     pub(crate) unsafe fn init(self, range: Range<usize>, entry: u64) {
         // SAFETY: passed through.
-        unsafe { self.plain(range) }.fill(entry);
+        for word in unsafe { self.cells(range) } {
+            word.set(entry);
+        }
     }
 }

@@ -82,6 +82,7 @@ impl Epochs {
 
     /// Whether there are readers at all. While the writer is borrowed, none can appear out of nothing: a
     /// reader comes from the writer or from another reader.
+    #[inline]
     pub(crate) fn watched(&self) -> bool {
         self.readers.load(SeqCst) != 0
     }

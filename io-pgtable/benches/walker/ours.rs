@@ -1,8 +1,8 @@
 //! This crate's tables at work.
 
 use crate::report::Report;
-use crate::{Times, Work, plain_scan, plain_stores, time};
-use io_pgtable::{Config, Format, Heap, Pool, Prot, Table, for_each_format};
+use crate::{DIRTY, MAP, Plain, TRANSLATE, Times, UNMAP, Work};
+use io_pgtable::{AmdV1, Config, Format, Heap, Pool, Prot, Table, for_each_format};
 use std::hint::black_box;
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -16,60 +16,56 @@ fn page_lg2<F: Format>(config: &Config, lg2: u32) -> Option<u32> {
     (sizes >> own & 1 != 0).then_some(own)
 }
 
-fn run<F: Format>(name: &str, config: Config, work: Work, report: &mut Report) {
+/// A table of format `F` doing `work`, while `readers` readers of it are registered.
+fn run<F: Format>(name: &str, config: Config, work: Work, readers: usize, report: &mut Report) {
     let Some(lg2) = page_lg2::<F>(&config, work.lg2) else { return };
+    if !report.wants(name, work.name) {
+        return;
+    }
     let gib = work.pages == 1 << 18;
     let pages = if gib { 1 << (30 - lg2) } else { work.pages };
-    let shift = lg2;
-    let len = pages << shift;
+    let len = pages << lg2;
     let base = (len * work.calls).next_power_of_two();
-    if (base * 2 - 1) >> (config.iova_bits - 1) != 0 || (base * 2) >> config.oa_bits != 0 {
+    let room = config.iova_bits.min(config.oa_bits) - 1;
+    if (base * 2 - 1) >> room != 0 {
         return;
     }
     let pool = Pool::new(Heap::new());
     let mut table = Table::<F, _>::new(&pool, config).unwrap();
-    let entries = (pages * work.calls) as usize;
-    let mut words = vec![0u64; entries];
-    let mut times = Times::new();
+    let readers: Vec<_> = (0..readers).map(|_| table.reader()).collect();
+    let entries = pages * work.calls;
+    let (mut times, mut plain) = (Times::new(), Plain::new(pages, work.calls));
     let starts = || (0..work.calls).map(|call| base + call * len);
     let size = 1 << lg2;
-    for _ in 0..work.rounds {
-        time(&mut times.ours[0], || {
-            starts().for_each(|iova| table.map(iova, iova, len, RW, size).unwrap());
-        });
-        time(&mut times.plain[0], || {
-            for chunk in words.chunks_mut(pages as usize) {
-                plain_stores(chunk, base | 3, size);
+    for round in 0..work.rounds {
+        for _ in 0..2 {
+            times.time(MAP, || {
+                starts().for_each(|iova| table.map(iova, iova, len, RW, size).unwrap());
+            });
+            // Slow beside the others, and it needs no company.
+            if round % 4 == 0 {
+                times.time(TRANSLATE, || {
+                    for iova in (0..entries).map(|page| base + (page << lg2)) {
+                        black_box(table.translate(iova).unwrap());
+                    }
+                });
             }
-        });
-        time(&mut times.ours[2], || {
-            for iova in (0..entries as u64).map(|page| base + (page << shift)) {
-                black_box(table.translate(iova).unwrap());
-            }
-        });
-        times.plain[2] = times.plain[2].min(times.ours[2]);
-        time(&mut times.ours[3], || {
-            for iova in starts() {
-                let mut found = 0;
-                table.read_dirty(iova, len, false, |_, len| found += len).unwrap();
-                assert_eq!(black_box(found), 0);
-            }
-        });
-        time(&mut times.plain[3], || {
-            for chunk in words.chunks(pages as usize) {
-                black_box(plain_scan(chunk));
-            }
-        });
-        time(&mut times.ours[1], || {
-            starts().for_each(|iova| assert_eq!(table.unmap(iova, len), Ok(len)));
-        });
-        time(&mut times.plain[1], || {
-            for chunk in words.chunks_mut(pages as usize) {
-                plain_stores(chunk, 0, 0);
-            }
-        });
+            times.time(DIRTY, || {
+                for iova in starts() {
+                    let mut found = 0;
+                    table.read_dirty(iova, len, false, |_, len| found += len).unwrap();
+                    assert_eq!(black_box(found), 0);
+                }
+            });
+            times.time(UNMAP, || {
+                starts().for_each(|iova| assert_eq!(table.unmap(iova, len), Ok(len)));
+            });
+        }
+        plain.round(lg2);
+        plain.round(lg2);
     }
-    report.add(name, work.name, entries, lg2, times);
+    report.add(name, work.name, entries, lg2, times, Some(plain.times));
+    drop(readers);
     if gib {
         // Enough leaf tables that those above them do not count: 512, and 16 MiB of them.
         let lg2 = F::GRANULE_LG2 + F::index_lg2(0);
@@ -83,7 +79,8 @@ fn run<F: Format>(name: &str, config: Config, work: Work, report: &mut Report) {
 macro_rules! rows {
     ($($name:ident: $format:ty, $config:expr;)*) => {
         pub(crate) fn all(work: Work, report: &mut Report) {
-            $(run::<$format>(stringify!($name), $config, work, report);)*
+            $(run::<$format>(stringify!($name), $config, work, 0, report);)*
+            run::<AmdV1>("amd_v1 and a reader", AmdV1::config(), work, 1, report);
         }
     };
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // Both crates want a promise that the mappings are ours to make.
 
 use crate::report::Report;
-use crate::{Times, Work, plain_stores, time};
+use crate::{MAP, Plain, TRANSLATE, Times, UNMAP, Work};
 use io_pgtable::{Heap, Memory, Pool};
 use memory_addr::{PhysAddr, VirtAddr};
 use page_table_multiarch::{MappingFlags, PageSize, PagingHandler};
@@ -54,6 +54,9 @@ fn rounds(work: Work) -> u32 {
 }
 
 fn multiarch(work: Work, report: &mut Report) {
+    if !report.wants("page_table_multiarch", work.name) {
+        return;
+    }
     type Table = page_table_multiarch::x86_64::X64PageTable<Frames>;
     let (len, entries) = (work.pages << work.lg2, (work.pages * work.calls) as usize);
     let base = (len * work.calls).next_power_of_two();
@@ -63,12 +66,11 @@ fn multiarch(work: Work, report: &mut Report) {
         _ => PageSize::Size1G,
     };
     let mut table = Table::try_new().unwrap();
-    let mut words = vec![0u64; entries];
-    let mut times = Times::new();
+    let (mut times, mut plain) = (Times::new(), Plain::new(work.pages, work.calls));
     let starts = || (0..work.calls).map(|call| (base + call * len) as usize);
     let flags = MappingFlags::READ | MappingFlags::WRITE | MappingFlags::USER;
     for _ in 0..rounds(work) {
-        time(&mut times.ours[0], || {
+        times.time(MAP, || {
             for at in starts() {
                 let mut cursor = table.cursor();
                 let same = |va: VirtAddr| PhysAddr::from(va.as_usize());
@@ -76,20 +78,26 @@ fn multiarch(work: Work, report: &mut Report) {
                 cursor.map_region(at.into(), same, len as usize, flags, huge).unwrap();
             }
         });
-        time(&mut times.plain[0], || plain_stores(&mut words, base, 4096));
-        time(&mut times.ours[2], || {
+        times.time(TRANSLATE, || {
             for page in 0..entries {
                 black_box(table.query((base as usize + (page << work.lg2)).into()).unwrap());
             }
         });
-        time(&mut times.ours[1], || {
+        times.time(UNMAP, || {
             for at in starts() {
                 table.cursor().unmap_region(at.into(), len as usize).unwrap();
             }
         });
-        time(&mut times.plain[1], || plain_stores(&mut words, 0, 0));
+        plain.round(work.lg2);
     }
-    report.add("page_table_multiarch", work.name, entries, work.lg2, times);
+    report.add(
+        "page_table_multiarch",
+        work.name,
+        entries as u64,
+        work.lg2,
+        times,
+        Some(plain.times),
+    );
 }
 
 fn x64_crate<S>(work: Work, report: &mut Report)
@@ -98,37 +106,38 @@ where
     for<'a> x64::OffsetPageTable<'a>: x64::Mapper<S>,
 {
     use x64::{Mapper, Page, PageTable, PageTableFlags, PhysFrame, Translate};
+    if !report.wants("x86_64 crate", work.name) {
+        return;
+    }
     let (len, entries) = (work.pages << work.lg2, (work.pages * work.calls) as usize);
     let base = (len * work.calls).next_power_of_two();
     let mut top = Box::new(PageTable::new());
     // SAFETY: physical addresses are virtual ones here, and the top table is ours.
     let mut table = unsafe { x64::OffsetPageTable::new(&mut top, x86_64::VirtAddr::new(0)) };
-    let mut words = vec![0u64; entries];
-    let mut times = Times::new();
+    let (mut times, mut plain) = (Times::new(), Plain::new(work.pages, work.calls));
     let flags =
         PageTableFlags::PRESENT | PageTableFlags::WRITABLE | PageTableFlags::USER_ACCESSIBLE;
     let pages = || (0..entries as u64).map(|page| base + (page << work.lg2));
     let page = |at| Page::<S>::containing_address(x86_64::VirtAddr::new(at));
     for _ in 0..rounds(work) {
-        time(&mut times.ours[0], || {
+        times.time(MAP, || {
             for at in pages() {
                 let frame = PhysFrame::containing_address(x86_64::PhysAddr::new(at));
                 // SAFETY: nothing goes through these tables.
                 unsafe { table.map_to(page(at), frame, flags, &mut Frames) }.unwrap().ignore();
             }
         });
-        time(&mut times.plain[0], || plain_stores(&mut words, base, 4096));
-        time(&mut times.ours[2], || {
+        times.time(TRANSLATE, || {
             for at in pages() {
                 black_box(table.translate(x86_64::VirtAddr::new(at)));
             }
         });
-        time(&mut times.ours[1], || {
+        times.time(UNMAP, || {
             for at in pages() {
                 table.unmap(page(at)).unwrap().1.ignore();
             }
         });
-        time(&mut times.plain[1], || plain_stores(&mut words, 0, 0));
+        plain.round(work.lg2);
     }
-    report.add("x86_64 crate", work.name, entries, work.lg2, times);
+    report.add("x86_64 crate", work.name, entries as u64, work.lg2, times, Some(plain.times));
 }

@@ -49,6 +49,7 @@ impl<const GRANULE: u32> Format for AmdGranule<GRANULE> {
     const DYNAMIC_TOP: bool = true;
     // The size is spelt as a zero above ones in the address field, which has 40 bits.
     const SIZES: u64 = Config::low(40 + GRANULE) & !Config::low(GRANULE);
+    const PRESENT: u64 = PR;
     /// Page Address or Next Table Address, bits 51:12.
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     const FIELDS: &'static [Field] =
@@ -72,15 +73,21 @@ impl<const GRANULE: u32> Format for AmdGranule<GRANULE> {
         if entry & PR == 0 {
             return Kind::Absent;
         }
+        let lg2 = Self::leaf_lg2(level, entry);
+        let sized = Self::SIZES >> (lg2 & 63) & 1 != 0;
         match (entry & NEXT_LEVEL) >> NEXT_LEVEL_SHIFT {
-            0 => Kind::Leaf,
+            // The highest level has no default size.
+            0 if sized => Kind::Leaf,
             // Larger than the level's own size, smaller than the next one's: 8 sizes.
-            7 if Self::leaf_lg2(level, entry).wrapping_sub(Self::shift(level) + 1) < 8 => {
-                Kind::Leaf
-            }
+            7 if sized && lg2.wrapping_sub(Self::shift(level) + 1) < 8 => Kind::Leaf,
             next if next == u64::from(level) => Kind::Table,
             _ => Kind::Reserved,
         }
+    }
+
+    #[inline]
+    fn is_table(level: u8, entry: u64) -> bool {
+        entry & (PR | NEXT_LEVEL) == PR | u64::from(level) << NEXT_LEVEL_SHIFT && level > 0
     }
 
     #[inline]

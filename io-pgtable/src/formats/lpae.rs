@@ -118,6 +118,7 @@ impl<const STAGE: u8, const GRANULE: u32, const OA: u32> Format for Lpae<STAGE, 
     const LINEAR_LG2: u32 = if Self::LPA2 { 50 } else { 48 };
     const OWN_ADDRESS: bool = true;
     const SIZES: u64 = Self::sizes();
+    const PRESENT: u64 = VALID;
     const FIELDS: &'static [Field] = if STAGE == 1 {
         &[
             // What is valid can be read.
@@ -211,6 +212,11 @@ impl<const STAGE: u8, const GRANULE: u32, const OA: u32> Format for Lpae<STAGE, 
             (true, false) if level > 0 && Self::SIZES >> Self::shift(level) & 1 != 0 => Kind::Leaf,
             (true, false) => Kind::Reserved,
         }
+    }
+
+    #[inline]
+    fn is_table(level: u8, entry: u64) -> bool {
+        entry & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE && level > 0
     }
 
     #[inline]

@@ -1,6 +1,8 @@
 //! The formats, a file each, and the list of them.
 
 mod amd_v1;
+#[cfg(any(test, kani))]
+mod laws;
 mod lpae;
 mod mock;
 mod riscv;

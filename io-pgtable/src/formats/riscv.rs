@@ -60,6 +60,7 @@ impl Format for RiscV {
     const MAX_LEVELS: u8 = 5;
     const SIGN_EXTENDED: bool = true;
     const SIZES: u64 = 1 << 12 | 1 << NAPOT_LG2 | 1 << 21 | 1 << 30 | 1 << 39 | 1 << 48;
+    const PRESENT: u64 = V;
     const FIELDS: &'static [Field] = &[
         Field {
             care: RW.union(Prot::EXECUTE),
@@ -110,6 +111,11 @@ impl Format for RiscV {
         } else {
             Kind::Leaf
         }
+    }
+
+    #[inline]
+    fn is_table(level: u8, entry: u64) -> bool {
+        entry & (V | R | W | X) == V && level > 0
     }
 
     #[inline]

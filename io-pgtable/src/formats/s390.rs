@@ -89,6 +89,16 @@ impl Format for S390 {
     }
 
     #[inline]
+    fn used(entry: u64) -> u64 {
+        !entry >> PAGE_INVALID.trailing_zeros() & 1
+    }
+
+    #[inline]
+    fn all_used(_and: u64, or: u64) -> bool {
+        or & PAGE_INVALID == 0
+    }
+
+    #[inline]
     fn table_pa(level: u8, entry: u64) -> u64 {
         entry & if level == 1 { PAGE_TABLE } else { FRAME }
     }

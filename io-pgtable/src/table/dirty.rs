@@ -34,7 +34,7 @@ impl<F: Format, M: Memory> Table<F, M> {
         let shared = &*self.shared;
         let (first, last) = shared.config.range::<F>(iova, len)?;
         let Some((level, tab)) = shared.top() else { return Ok(()) };
-        let reach = shared.reach(level + 1);
+        let reach = Shared::<F, M>::reach(level, tab);
         if F::DIRTY.mask == 0 || !shared.config.track || first > reach {
             return Ok(());
         }
@@ -70,26 +70,35 @@ impl<F: Format, M: Memory, S: FnMut(u64, u64)> Scan<'_, F, M, S> {
             }
             return Ok(());
         }
-        let mut index = from;
-        while index <= to {
-            let chunk = tab.words(index..(index + CHUNK).min(to + 1));
+        let (chunks, rest) = tab.words(from..to + 1).as_chunks::<CHUNK>();
+        let (mut begin, mut index) = (from, from);
+        for chunk in chunks {
             let (or, and) = sum(chunk);
-            let end = index + chunk.len();
-            if !F::DIRTY.suspect(or, and) {
-                index = end;
-                continue;
+            if F::DIRTY.suspect(or, and) {
+                index = self.leaves(tab, first, index.max(begin), begin + CHUNK);
             }
-            while index < end {
-                let entry = tab.load(index);
-                if F::kind(0, entry) == Kind::Leaf {
-                    let base = super::entry_iova(tab, shift, first, index);
-                    index = self.page(0, tab, index, entry, base);
-                } else {
-                    index += 1;
-                }
-            }
+            begin += CHUNK;
+        }
+        let (or, and) = sum(rest);
+        if F::DIRTY.suspect(or, and) {
+            self.leaves(tab, first, index.max(begin), to + 1);
         }
         Ok(())
+    }
+
+    /// Reports what is dirty among entries `index` to `end` of a table of level 0 that holds `first`; returns
+    /// the index after the last page, which may go on beyond `end`.
+    fn leaves(&mut self, tab: Tab<'_>, first: u64, mut index: usize, end: usize) -> usize {
+        while index < end {
+            let entry = tab.load(index);
+            if F::kind(0, entry) == Kind::Leaf {
+                let base = super::entry_iova(tab, F::shift(0), first, index);
+                index = self.page(0, tab, index, entry, base);
+            } else {
+                index += 1;
+            }
+        }
+        index
     }
 
     /// Reports the page that entry `index` belongs to, if one of its entries is dirty; returns the index
@@ -115,7 +124,7 @@ impl<F: Format, M: Memory, S: FnMut(u64, u64)> Scan<'_, F, M, S> {
 }
 
 /// The disjunction and conjunction of some entries.
-#[inline]
+#[inline(always)]
 fn sum(words: &[AtomicU64]) -> (u64, u64) {
     words.iter().fold((0, u64::MAX), |(or, and), word| {
         let entry = word.load(Relaxed);

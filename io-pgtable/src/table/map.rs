@@ -4,7 +4,8 @@
 //! that fit the table it is in with one loop over consecutive words. Tables that are new are filled before
 //! they are linked. If anything fails, what was written is taken back, tables included.
 
-use super::{Shared, Table, retire};
+use super::run::{Run, all_are};
+use super::{Shared, Table, retire, top_word};
 use crate::raw::Tab;
 use crate::reclaim::Retired;
 use crate::{Config, Error, Format, Kind, Memory, Prot};
@@ -25,28 +26,6 @@ pub(super) struct Mapper<'a, F: Format, M: Memory> {
     pub(super) solo: bool,
 }
 
-/// Stores a run of entries that starts with `first` and goes up by `stride` every 2^`repeat` words.
-#[inline]
-fn each_entry<W>(
-    words: impl IntoIterator<Item = W>,
-    first: u64,
-    stride: u64,
-    repeat: u32,
-    store: impl Fn(W, u64),
-) {
-    let mut entry = first;
-    if repeat == 0 {
-        for word in words.into_iter() {
-            store(word, entry);
-            entry = entry.wrapping_add(stride);
-        }
-    } else {
-        for (n, word) in words.into_iter().enumerate() {
-            store(word, first.wrapping_add(stride.wrapping_mul((n >> repeat) as u64)));
-        }
-    }
-}
-
 impl<F: Format, M: Memory> Table<F, M> {
     /// Maps `len` bytes at `iova` to those at `pa`, in the largest pages that `page_sizes` (bit n: 2^n
     /// bytes), the format and the alignment of both addresses allow. All three numbers have to be
@@ -63,7 +42,7 @@ impl<F: Format, M: Memory> Table<F, M> {
         let shared = &*self.shared;
         let config = &shared.config;
         let (first, last) = config.range::<F>(iova, len)?;
-        let sizes = config.sizes::<F>() & page_sizes;
+        let sizes = shared.sizes & page_sizes;
         if sizes == 0 {
             return Err(Error::NoPageSize { mask: page_sizes });
         }
@@ -71,7 +50,7 @@ impl<F: Format, M: Memory> Table<F, M> {
         if (iova | pa | len) & (page_size - 1) != 0 {
             return Err(Error::Unaligned { bits: iova | pa | len, page_size });
         }
-        if pa.checked_add(len - 1).is_none_or(|end| end > Config::low(config.oa_bits)) {
+        if pa.checked_add(len - 1).is_none_or(|end| end > shared.last_pa) {
             return Err(Error::OutputTooLarge { pa, len });
         }
         let attrs = F::attrs(prot, config.track)?;
@@ -79,44 +58,83 @@ impl<F: Format, M: Memory> Table<F, M> {
         if !self.retired.is_empty() {
             self.reclaim();
         }
-        let before = self.shared.top.load(Relaxed);
-        // A page is an entry of some table, or part of one: the top has to reach twice as far.
-        let alike = (first ^ pa).trailing_zeros().min(63 - len.leading_zeros());
-        let largest = 63 - (sizes & Config::low(alike + 1) | page_size).leading_zeros();
-        let mut result = self.grow(last.max(Config::low(largest + 1)));
+        let shared = &*self.shared;
+        fence(Release);
         let mut done = 0;
+        if !shared.epochs.watched() {
+            // SAFETY: the writer has no readers.
+            done = unsafe { shared.put_pages(first, last, pa, sizes, attrs) };
+        }
+        if done == len {
+            return Ok(());
+        }
+        self.map_rest([first, last], pa, done, sizes, attrs)
+    }
+
+    /// The general way of a map, of which `done` bytes are written already.
+    fn map_rest(
+        &mut self,
+        [first, last]: [u64; 2],
+        pa: u64,
+        done: u64,
+        sizes: u64,
+        attrs: u64,
+    ) -> Result<(), Error> {
+        let len = last - first + 1;
+        let before = self.shared.top.load(Relaxed);
+        let mut left = len - done;
+        let mut result = Ok(());
+        if self.shared.config.dynamic_top {
+            result = self.grow((first, last), pa, len, sizes);
+        }
         if result.is_ok() {
             let (shared, retired) = (&*self.shared, &mut self.retired);
             let solo = !shared.epochs.watched();
-            let mut mapper =
-                Mapper { shared, retired, iova: first, pa, left: len, sizes, attrs, solo };
-            result = mapper.start();
-            done = len - mapper.left;
+            let (iova, pa) = (first + done, pa + done);
+            let mut mapper = Mapper { shared, retired, iova, pa, left, sizes, attrs, solo };
+            result = mapper.start(last);
+            left = mapper.left;
         }
         if result.is_err() {
-            self.take_back(first, done, before);
+            self.take_back(first, len - left, before);
         }
         result
     }
 
+    /// Raises the top until it reaches what is to be mapped, and twice as far as the largest page of it: a
+    /// page is an entry of some table, or part of one.
+    #[inline]
+    fn grow(&mut self, iovas: (u64, u64), pa: u64, len: u64, sizes: u64) -> Result<(), Error> {
+        let Some((level, tab)) = self.shared.top() else { return Err(Error::BadConfig) };
+        let reach = Shared::<F, M>::reach(level, tab);
+        if iovas.1 <= reach && len - 1 <= reach >> 1 {
+            return Ok(());
+        }
+        let alike = (iovas.0 ^ pa).trailing_zeros().min(63 - len.leading_zeros());
+        let largest = sizes & Config::low(alike + 1) | sizes & sizes.wrapping_neg();
+        self.raise(iovas.1.max(Config::low(64 - largest.leading_zeros())))
+    }
+
     /// Raises the top until it reaches `last`.
-    fn grow(&mut self, last: u64) -> Result<(), Error> {
+    #[cold]
+    fn raise(&mut self, last: u64) -> Result<(), Error> {
         let shared = &*self.shared;
-        loop {
-            let (pa, levels) = self.top();
-            if !shared.config.dynamic_top || last <= shared.reach(levels) {
-                return Ok(());
-            }
-            let level = levels;
-            let (new, tab) = shared.alloc(F::index_lg2(level))?;
+        while let Some((top, tab)) = shared.top()
+            && last > Shared::<F, M>::reach(top, tab)
+        {
+            let ((pa, levels), level) = (self.top(), top + 1);
+            let lg2 = F::index_lg2(level);
+            let (new, tab) = shared.alloc(lg2)?;
             // SAFETY: the page was just allocated and nothing points at it.
             unsafe { tab.init(0..tab.len(), F::absent(level)) };
             tab.store(0, F::table(level, pa));
-            shared.top.store(new | u64::from(levels + 1), Release);
+            shared.top.store(top_word(new, levels + 1, lg2), Release);
         }
+        Ok(())
     }
 
     /// Undoes a map that failed after `done` bytes, and brings back the top word `before`.
+    #[cold]
     fn take_back(&mut self, first: u64, done: u64, before: u64) {
         if done > 0 {
             self.prune(first, first + (done - 1));
@@ -125,31 +143,68 @@ impl<F: Format, M: Memory> Table<F, M> {
             let Some((level, tab)) = self.shared.top() else { return };
             let (pa, levels) = self.top();
             let below = F::table_pa(level, tab.load(0));
-            self.shared.top.store(below | u64::from(levels - 1), Release);
+            self.shared.top.store(top_word(below, levels - 1, F::index_lg2(level - 1)), Release);
             self.retire([(pa, 8 << tab.lg2())]);
         }
     }
 }
 
-impl<F: Format, M: Memory> Mapper<'_, F, M> {
-    fn start(&mut self) -> Result<(), Error> {
-        let Some((level, tab)) = self.shared.top() else { return Err(Error::BadConfig) };
-        // A page cannot be larger than what the top's entries can be part of.
-        self.sizes &= Config::low(F::shift(level) + tab.lg2());
-        fence(Release);
-        // Where the whole range is inside of one entry that is a table, the way is straight down.
-        let (mut level, mut tab) = (level, tab);
-        while level > 0 {
-            let shift = F::shift(level);
-            let within = Config::low(shift);
-            let entry = tab.load(tab.index(self.iova, shift));
-            let inside = self.left - 1 < within && within - (self.iova & within) >= self.left - 1;
-            if !inside || F::kind(level, entry) != Kind::Table {
-                break;
-            }
-            tab = self.shared.child(level, entry, self.iova)?;
-            level -= 1;
+impl<F: Format, M: Memory> Shared<F, M> {
+    /// The short way of the usual map: small pages, none of which could be part of a larger one, that go into
+    /// one table of level 0 which is there or has just to be made. Returns how many bytes it mapped
+    /// before it met something else than this, or something in the way; 0 if anything is unusual.
+    ///
+    /// # Safety
+    /// The caller is the writer, and there are no readers.
+    #[inline(always)]
+    unsafe fn put_pages(&self, first: u64, last: u64, pa: u64, sizes: u64, attrs: u64) -> u64 {
+        let shift = F::shift(0);
+        let alike = Config::low((first ^ pa).trailing_zeros() + 1);
+        let straight = (pa ^ (pa + (last - first))) >> (F::LINEAR_LG2 - 1) >> 1 == 0;
+        if sizes & alike != 1 << shift || !straight {
+            return 0;
         }
+        let Some((level, tab)) = self.top() else { return 0 };
+        if last > Self::reach(level, tab) {
+            return 0;
+        }
+        let Ok((level, tab)) = self.common(level, tab, first, last) else { return 0 };
+        let entry = F::leaf(0, shift, attrs, pa);
+        let stride = F::leaf(0, shift, attrs, pa.wrapping_add(1 << shift)).wrapping_sub(entry);
+        let run = Run { first: entry, stride, repeat: 0 };
+        if level == 0 {
+            let range = tab.index(first, shift)..tab.index(last, shift) + 1;
+            // SAFETY: passed through.
+            let words = unsafe { tab.cells(range) };
+            return (run.put(words, F::absent(0)) as u64) << shift;
+        }
+        let index = tab.index(first, F::shift(level));
+        let vacant = F::kind(level, tab.load(index)) == Kind::Absent;
+        if level > 1 || !vacant || (first ^ last) >> F::shift(1) != 0 {
+            return 0;
+        }
+        let Ok((pa, child)) = self.alloc(F::index_lg2(0)) else { return 0 };
+        let range = child.index(first, shift)..child.index(last, shift) + 1;
+        // SAFETY: the table is not linked yet.
+        unsafe {
+            child.init(0..range.start, F::absent(0));
+            run.store(child.cells(range.clone()));
+            child.init(range.end..child.len(), F::absent(0));
+        }
+        tab.store(index, F::table(1, pa));
+        last - first + 1
+    }
+}
+
+impl<F: Format, M: Memory> Mapper<'_, F, M> {
+    /// Maps everything, the last IOVA being `last`.
+    #[inline]
+    fn start(&mut self, last: u64) -> Result<(), Error> {
+        let Some((level, tab)) = self.shared.top() else { return Err(Error::BadConfig) };
+        let top = F::shift(level) + tab.lg2();
+        let (level, tab) = self.shared.common(level, tab, self.iova, last)?;
+        // A page cannot be larger than what the top's entries can be part of.
+        self.sizes &= Config::low(top);
         self.fill::<false>(level, tab)
     }
 
@@ -223,7 +278,8 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
         result
     }
 
-    /// Writes `count` entries from `index` on as pages of 2^`lg2` bytes.
+    /// Writes `count` entries from `index` on as pages of 2^`lg2` bytes. After an error, the mapper is past
+    /// those that were written.
     #[inline]
     fn run<const FRESH: bool>(
         &mut self,
@@ -234,50 +290,38 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
         count: usize,
     ) -> Result<(), Error> {
         let shift = F::shift(level);
-        if !FRESH {
-            self.vacate(level, tab, index, count)?;
-        }
         // Entries repeat over a page that takes several, unless each has its own address.
         let each = if F::OWN_ADDRESS { shift } else { lg2 };
         let first = F::leaf(level, lg2, self.attrs, self.pa);
-        let stride = F::leaf(level, lg2, self.attrs, self.pa.wrapping_add(1 << each));
-        let stride = stride.wrapping_sub(first);
-        let repeat = each - shift;
+        let next = F::leaf(level, lg2, self.attrs, self.pa.wrapping_add(1 << each));
+        let run = Run { first, stride: next.wrapping_sub(first), repeat: each - shift };
         let range = index..index + count;
-        if FRESH || self.solo {
-            // SAFETY: the table is not linked, or has no readers besides its writer.
-            let words = unsafe { tab.plain(range) };
-            each_entry(words, first, stride, repeat, |word, entry| *word = entry);
+        if FRESH {
+            // SAFETY: the table is not linked.
+            run.store(unsafe { tab.cells(range) });
+        } else if self.solo {
+            // SAFETY: the table has no readers besides its writer.
+            let words = unsafe { tab.cells(range) };
+            let done = run.put(words, F::absent(level));
+            if done < count {
+                // Nobody watches, so that it does no harm if this ends in the middle of a page.
+                self.vacate(level, tab, index + done, count - done)
+                    .inspect_err(|_| self.advance((done as u64) << shift))?;
+                run.store_after(done, words);
+            }
         } else {
             let words = tab.words(range);
-            each_entry(words, first, stride, repeat, |word, entry| word.store(entry, Relaxed));
+            if !all_are(words, F::absent(level)) {
+                self.vacate(level, tab, index, count)?;
+            }
+            run.store(words);
         }
         Ok(())
     }
 
     /// Makes sure that entries are absent; tables with nothing mapped below them are removed.
-    #[inline]
-    fn vacate(&mut self, level: u8, tab: Tab<'_>, index: usize, count: usize) -> Result<(), Error> {
-        let absent = F::absent(level);
-        let other = if self.solo {
-            // SAFETY: the table has no readers besides its writer.
-            let words = unsafe { tab.plain(index..index + count) };
-            words.iter().fold(0, |any, word| any | (word ^ absent))
-        } else {
-            let words = tab.words(index..index + count).iter();
-            words.fold(0, |any, word| any | (word.load(Relaxed) ^ absent))
-        };
-        if other == 0 { Ok(()) } else { self.vacate_slowly(level, tab, index, count) }
-    }
-
     #[cold]
-    fn vacate_slowly(
-        &mut self,
-        level: u8,
-        tab: Tab<'_>,
-        index: usize,
-        count: usize,
-    ) -> Result<(), Error> {
+    fn vacate(&mut self, level: u8, tab: Tab<'_>, index: usize, count: usize) -> Result<(), Error> {
         for at in index..index + count {
             let iova = super::entry_iova(tab, F::shift(level), self.iova, at);
             let entry = tab.load(at);

@@ -25,6 +25,7 @@ mod dirty;
 mod map;
 mod read;
 mod resize;
+mod run;
 mod unmap;
 
 use crate::raw::Tab;
@@ -38,15 +39,28 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering::*};
 pub use read::{Step, Translation, Walk};
 pub use unmap::Taken;
 
-/// The bits of the top word that count levels; tables are aligned to more.
+/// The bits of the top word that count levels.
 const LEVELS: u64 = 0xf;
+/// The bits above them hold the log2 of the top table's entries.
+const ROOM_SHIFT: u32 = 4;
+/// All bits of the top word that are not address; every table is aligned to more.
+const SHAPE: u64 = 0x1ff;
+
+/// The top word for `levels` levels with a top table of 2^`lg2` entries at `pa`.
+fn top_word(pa: u64, levels: u8, lg2: u32) -> u64 {
+    pa | u64::from(lg2) << ROOM_SHIFT | u64::from(levels)
+}
 
 /// What the writer and the readers share.
 struct Shared<F, M: Memory> {
     memory: M,
     config: Config,
-    /// Physical address of the top table and number of levels, in one word so that they change together;
-    /// 0 once the table is gone.
+    /// The page sizes that `config` and the format allow together.
+    sizes: u64,
+    /// The last physical address that a leaf may hold.
+    last_pa: u64,
+    /// Physical address and size of the top table and number of levels, in one word so that they change
+    /// together; 0 once the table is gone.
     top: AtomicU64,
     epochs: Epochs,
     /// What the writer could not free when it was dropped.
@@ -59,11 +73,8 @@ impl<F: Format, M: Memory> Shared<F, M> {
     #[inline]
     fn top(&self) -> Option<(u8, Tab<'_>)> {
         let word = self.top.load(Acquire);
-        let levels = (word & LEVELS) as u8;
-        if levels == 0 {
-            return None;
-        }
-        Some((levels - 1, self.tab(word & !LEVELS, self.config.room_lg2::<F>(levels))?))
+        let level = ((word & LEVELS) as u8).checked_sub(1)?;
+        Some((level, self.tab(word & !SHAPE, ((word & SHAPE) >> ROOM_SHIFT) as u32)?))
     }
 
     /// The table at `pa` with 2^`lg2` entries, if it is in memory.
@@ -83,9 +94,10 @@ impl<F: Format, M: Memory> Shared<F, M> {
             .ok_or(Error::Malformed { iova, entry })
     }
 
-    /// The last IOVA that a table of `levels` levels reaches.
-    fn reach(&self, levels: u8) -> u64 {
-        Config::low(F::shift(levels - 1) + self.config.top_lg2::<F>(levels))
+    /// The last IOVA that a top table of `level` has an entry for.
+    #[inline]
+    fn reach(level: u8, tab: Tab<'_>) -> u64 {
+        Config::low(F::shift(level) + tab.lg2())
     }
 
     /// Takes a page for a table of 2^`lg2` entries, with any contents.
@@ -157,12 +169,14 @@ impl<F: Format, M: Memory> Table<F, M> {
         config.check::<F>()?;
         let (epochs, orphans) = (Epochs::new(), AtomicPtr::default());
         let top = AtomicU64::new(0);
-        let shared = Shared { memory, config, top, epochs, orphans, format: PhantomData };
-        let level = config.levels - 1;
-        let (pa, tab) = shared.alloc(config.room_lg2::<F>(config.levels))?;
+        let (sizes, last_pa) = (config.sizes::<F>(), Config::low(config.oa_bits));
+        let format = PhantomData;
+        let shared = Shared { memory, config, sizes, last_pa, top, epochs, orphans, format };
+        let (level, lg2) = (config.levels - 1, config.room_lg2::<F>(config.levels));
+        let (pa, tab) = shared.alloc(lg2)?;
         // SAFETY: the page was just allocated and nothing points at it.
         unsafe { tab.init(0..tab.len(), F::absent(level)) };
-        shared.top.store(pa | u64::from(config.levels), Release);
+        shared.top.store(top_word(pa, config.levels, lg2), Release);
         Ok(Self { shared: Arc::new(shared), retired: Retired::new() })
     }
 
@@ -178,13 +192,13 @@ impl<F: Format, M: Memory> Table<F, M> {
 
     /// The page sizes that this table can use: bit n stands for 2^n bytes.
     pub fn page_sizes(&self) -> u64 {
-        self.shared.config.sizes::<F>()
+        self.shared.sizes
     }
 
     /// Physical address of the top table and the number of levels now: what a driver gives its device.
     pub fn top(&self) -> (u64, u8) {
         let word = self.shared.top.load(Relaxed);
-        (word & !LEVELS, (word & LEVELS) as u8)
+        (word & !SHAPE, (word & LEVELS) as u8)
     }
 
     /// Pages and bytes that the table takes, those that wait for readers to leave among them.
@@ -267,7 +281,7 @@ fn retire<F: Format, M: Memory>(
 impl<F: Format, M: Memory> Drop for Table<F, M> {
     fn drop(&mut self) {
         let Some((level, tab)) = self.shared.top() else { return };
-        let top = self.shared.top.swap(0, AcqRel) & !LEVELS;
+        let top = self.shared.top.swap(0, AcqRel) & !SHAPE;
         let mut pages = alloc::vec::Vec::new();
         self.shared.each_table(level, top, tab, &mut |pa, bytes| pages.push((pa, bytes)));
         self.retire(pages);

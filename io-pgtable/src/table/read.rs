@@ -101,7 +101,8 @@ impl<F: Format, M: Memory> Shared<F, M> {
     #[inline]
     pub(super) fn find(&self, iova: u64) -> Result<Option<Found<'_>>, Error> {
         let Some((level, tab)) = self.top() else { return Ok(None) };
-        if self.config.dynamic_top && iova > self.reach(level + 1) {
+        // What is wider than the table's IOVAs was refused, so that this is about a dynamic top.
+        if iova >> F::shift(level) >> tab.lg2() != 0 {
             return Ok(None);
         }
         self.find_from(level, tab, iova).map(Some)
@@ -111,25 +112,75 @@ impl<F: Format, M: Memory> Shared<F, M> {
     #[inline]
     pub(super) fn find_from<'a>(
         &'a self,
-        mut level: u8,
-        mut tab: Tab<'a>,
+        level: u8,
+        tab: Tab<'a>,
         iova: u64,
     ) -> Result<Found<'a>, Error> {
-        loop {
-            let index = tab.index(iova, F::shift(level));
-            let entry = tab.load(index);
-            let kind = F::kind(level, entry);
-            if kind != Kind::Table {
-                return Ok(Found { level, tab, index, entry, kind });
-            }
-            if level == 0 {
-                return Err(Error::Malformed { iova, entry });
-            }
-            tab = self.child(level, entry, iova)?;
-            level -= 1;
+        let found = |level, tab: Tab<'a>, index, entry| {
+            Ok(Found { level, tab, index, entry, kind: F::kind(level, entry) })
+        };
+        let index = tab.index(iova, F::shift(level));
+        let mut entry = tab.load(index);
+        if level == 0 || !F::is_table(level, entry) {
+            return found(level, tab, index, entry);
         }
+        // The levels below in a loop that the compiler unrolls, so that shifts and masks are constants.
+        for below in (0..F::MAX_LEVELS - 1).rev() {
+            if below < level {
+                let tab = self.child(below + 1, entry, iova)?;
+                let index = tab.index(iova, F::shift(below));
+                entry = tab.load(index);
+                if below == 0 || !F::is_table(below, entry) {
+                    return found(below, tab, index, entry);
+                }
+            }
+        }
+        Err(Error::Malformed { iova, entry })
     }
 
+    /// The lowest table that has entries for both IOVAs, `tab` or one below it: the way down that a
+    /// change of that range can take at once. An entry that the range may cover wholly is not
+    /// followed, because it could become a page, or absent.
+    #[inline]
+    pub(super) fn common<'a>(
+        &'a self,
+        level: u8,
+        tab: Tab<'a>,
+        first: u64,
+        last: u64,
+    ) -> Result<(u8, Tab<'a>), Error> {
+        let differ = first ^ last;
+        let stops =
+            |level| differ >> F::shift(level) != 0 || differ == Config::low(F::shift(level));
+        // Once it is too wide for the entries of a level, it is for those below.
+        let lowest = if F::MAX_LEVELS == 1 || !stops(1) {
+            0
+        } else {
+            (1..F::MAX_LEVELS).take_while(|&level| stops(level)).count() as u8
+        };
+        if level <= lowest {
+            return Ok((level, tab));
+        }
+        let mut entry = tab.load(tab.index(first, F::shift(level)));
+        if !F::is_table(level, entry) {
+            return Ok((level, tab));
+        }
+        for below in (0..F::MAX_LEVELS - 1).rev() {
+            if below < level {
+                let tab = self.child(below + 1, entry, first)?;
+                if below == lowest {
+                    return Ok((below, tab));
+                }
+                entry = tab.load(tab.index(first, F::shift(below)));
+                if !F::is_table(below, entry) {
+                    return Ok((below, tab));
+                }
+            }
+        }
+        Err(Error::Malformed { iova: first, entry })
+    }
+
+    #[inline]
     fn leaf(&self, iova: u64) -> Result<(Found<'_>, Translation), Error> {
         let (at, _) = self.config.range::<F>(iova, 1)?;
         let Some(found) = self.find(at)? else { return Err(Error::NotMapped { iova }) };
@@ -182,7 +233,7 @@ impl<F: Format, M: Memory> Shared<F, M> {
         let (at, _) = self.config.range::<F>(iova, 1)?;
         let mut steps = Vec::new();
         let Some((mut level, mut tab)) = self.top() else { return Ok(Walk { steps }) };
-        if self.config.dynamic_top && at > self.reach(level + 1) {
+        if at > Self::reach(level, tab) {
             return Ok(Walk { steps });
         }
         loop {
@@ -201,8 +252,8 @@ impl<F: Format, M: Memory> Shared<F, M> {
     /// Shows every entry that is not absent between `first` and `last`, in the order of a walk.
     fn visit(&self, (first, last): (u64, u64), f: &mut dyn FnMut(&Step)) -> Result<(), Error> {
         match self.top() {
-            Some((level, tab)) if first <= self.reach(level + 1) => {
-                let last = last.min(self.reach(level + 1));
+            Some((level, tab)) if first <= Self::reach(level, tab) => {
+                let last = last.min(Self::reach(level, tab));
                 self.visit_table(level, tab, (first, last), f)
             }
             _ => Ok(()),

@@ -21,7 +21,7 @@ impl<F: Format, M: Memory> Table<F, M> {
         let (iova, _) = self.shared.config.range::<F>(at, 1)?;
         self.reclaim();
         let (shared, retired) = (&*self.shared, &mut self.retired);
-        let sizes = shared.config.sizes::<F>();
+        let sizes = shared.sizes;
         let page_size = 1 << sizes.trailing_zeros();
         if iova & (page_size - 1) != 0 {
             return Err(Error::Unaligned { bits: at, page_size });
@@ -92,7 +92,7 @@ impl<F: Format, M: Memory> Table<F, M> {
         attrs: u64,
     ) -> Result<(u64, Tab<'s>), Error> {
         let (below, child) = shared.alloc(F::index_lg2(level))?;
-        let sizes = shared.config.sizes::<F>();
+        let sizes = shared.sizes;
         let pa = |iova| page.pa + (iova - page.first);
         let left = if at > first { at - first } else { last - first + 1 };
         let (iova, start, solo) = (first, pa(first), false);
@@ -120,11 +120,11 @@ impl<F: Format, M: Memory> Table<F, M> {
         self.reclaim();
         let (shared, retired) = (&*self.shared, &mut self.retired);
         let Some((level, tab)) = shared.top() else { return Ok(0) };
-        let reach = shared.reach(level + 1);
+        let reach = Shared::<F, M>::reach(level, tab);
         if first > reach {
             return Ok(0);
         }
-        let sizes = shared.config.sizes::<F>() & page_sizes;
+        let sizes = shared.sizes & page_sizes;
         let mut merger = Merger { shared, retired, sizes, made: 0 };
         merger.table(level, tab, first, last.min(reach))?;
         Ok(merger.made)

@@ -1,5 +1,6 @@
 //! Unmap: takes entries out and says what they were.
 
+use super::run::{all_are, clear, count_used};
 use super::{Shared, Table, retire};
 use crate::raw::Tab;
 use crate::reclaim::Retired;
@@ -73,37 +74,30 @@ impl<F: Format, M: Memory> Table<F, M> {
         self.unmap_into(iova, len, Each(taken))
     }
 
-    fn unmap_into(&mut self, iova: u64, len: u64, sink: impl Sink) -> Result<u64, Error> {
+    fn unmap_into<S: Sink>(&mut self, iova: u64, len: u64, sink: S) -> Result<u64, Error> {
         let (first, last) = self.shared.config.range::<F>(iova, len)?;
         if !self.retired.is_empty() {
             self.reclaim();
         }
         let shared = &*self.shared;
         let Some((level, tab)) = shared.top() else { return Ok(0) };
-        let reach = shared.reach(level + 1);
+        let reach = Shared::<F, M>::reach(level, tab);
         if first > reach {
             return Ok(0);
         }
         let last = last.min(reach);
-        // Where the whole range is inside of one entry that is a table, the way is straight down.
-        let (mut level, mut tab) = (level, tab);
-        while level > 0 {
-            let shift = F::shift(level);
-            let within = Config::low(shift);
-            let entry = tab.load(tab.index(first, shift));
-            if (first ^ last) & !within != 0 || last - first == within {
-                break;
-            }
-            match F::kind(level, entry) {
-                Kind::Table => tab = shared.child(level, entry, first)?,
-                Kind::Absent => return Ok(0),
-                Kind::Leaf | Kind::Reserved => break,
-            }
-            level -= 1;
-        }
+        let (level, tab) = shared.common(level, tab, first, last)?;
         shared.at_boundary(level, tab, first, false)?;
         shared.at_boundary(level, tab, last, true)?;
-        let (retired, solo) = (&mut self.retired, !shared.epochs.watched());
+        let solo = !shared.epochs.watched();
+        if level == 0 && solo && !S::EACH {
+            // The short way of the usual case.
+            let (from, to) = (tab.index(first, F::shift(0)), tab.index(last, F::shift(0)));
+            // SAFETY: the table has no readers besides its writer.
+            let words = unsafe { tab.cells(from..to + 1) };
+            return Ok(clear(words, F::absent(0), F::used, F::all_used) << F::shift(0));
+        }
+        let retired = &mut self.retired;
         let mut unmapper = Unmapper { shared, retired, sink, bytes: 0, prune: false, solo };
         unmapper.sweep(level, tab, first, last)?;
         Ok(unmapper.bytes)
@@ -125,11 +119,30 @@ impl<F: Format, M: Memory> Shared<F, M> {
     /// Checks that the page at `iova`, below `tab`, if there is one, begins there, or ends there if `end`.
     #[inline]
     fn at_boundary(&self, level: u8, tab: Tab<'_>, iova: u64, end: bool) -> Result<(), Error> {
+        let edge = |lg2| if end { Config::low(lg2) } else { 0 };
+        if level == 0 && iova & Config::low(F::shift(0)) == edge(F::shift(0)) {
+            // No need to know more where pages are single entries.
+            let entry = tab.load(tab.index(iova, F::shift(0)));
+            if F::leaf_lg2(0, entry) == F::shift(0) {
+                return Ok(());
+            }
+        }
+        self.within_page(level, tab, iova, edge)
+    }
+
+    /// [`Self::at_boundary`] where it takes a walk.
+    fn within_page(
+        &self,
+        level: u8,
+        tab: Tab<'_>,
+        iova: u64,
+        edge: impl Fn(u32) -> u64,
+    ) -> Result<(), Error> {
         let found = self.find_from(level, tab, iova)?;
         if found.kind == Kind::Leaf {
             let lg2 = F::leaf_lg2(found.level, found.entry);
             let within = Config::low(lg2);
-            if iova & within != if end { within } else { 0 } {
+            if iova & within != edge(lg2) {
                 return Err(Error::InsideEntry { iova: iova & !within, lg2 });
             }
         }
@@ -147,36 +160,35 @@ impl<F: Format, M: Memory, S: Sink> Unmapper<'_, F, M, S> {
         self.sink.take(Taken { iova, pa, len, prot: F::prot(entry), dirty });
     }
 
+    /// Takes out entries `from` to `to` of a table of level 0, the first of which covers `first`.
+    #[inline]
+    fn leaves(&mut self, tab: Tab<'_>, first: u64, from: usize, to: usize) {
+        let (shift, absent, range) = (F::shift(0), F::absent(0), from..to + 1);
+        if S::EACH {
+            for (n, entry) in tab.words(range.clone()).iter().enumerate() {
+                let iova = (first & !Config::low(shift)) + ((n as u64) << shift);
+                let entry = entry.load(Relaxed);
+                if F::used(entry) != 0 {
+                    self.report(0, iova, entry);
+                }
+            }
+        }
+        let count = if self.solo {
+            // SAFETY: the table has no readers besides its writer.
+            clear(unsafe { tab.cells(range) }, absent, F::used, F::all_used)
+        } else {
+            clear(tab.words(range), absent, F::used, F::all_used)
+        };
+        self.bytes += count << shift;
+    }
+
     /// Takes out what `tab` maps between `first` and `last`, both in its reach.
     fn sweep(&mut self, level: u8, tab: Tab<'_>, first: u64, last: u64) -> Result<(), Error> {
         let shift = F::shift(level);
         let (from, to) = (tab.index(first, shift), tab.index(last, shift));
         let absent = F::absent(level);
         if level == 0 {
-            let range = from..to + 1;
-            if S::EACH {
-                for (n, entry) in tab.words(range.clone()).iter().enumerate() {
-                    let iova = (first & !Config::low(shift)) + ((n as u64) << shift);
-                    let entry = entry.load(Relaxed);
-                    if F::used(entry) != 0 {
-                        self.report(0, iova, entry);
-                    }
-                }
-            }
-            let mut count = 0;
-            if self.solo {
-                // SAFETY: the table has no readers besides its writer.
-                for word in unsafe { tab.plain(range) } {
-                    count += F::used(*word);
-                    *word = absent;
-                }
-            } else {
-                for word in tab.words(range) {
-                    count += F::used(word.load(Relaxed));
-                    word.store(absent, Relaxed);
-                }
-            }
-            self.bytes += count << shift;
+            self.leaves(tab, first, from, to);
             return Ok(());
         }
         for index in from..=to {
@@ -201,13 +213,8 @@ impl<F: Format, M: Memory, S: Sink> Unmapper<'_, F, M, S> {
                         continue;
                     }
                     self.sweep(level - 1, child, first.max(base), last.min(end))?;
-                    let empty = || {
-                        child
-                            .words(0..child.len())
-                            .iter()
-                            .all(|w| w.load(Relaxed) == F::absent(level - 1))
-                    };
-                    if self.prune && empty() {
+                    let below = F::absent(level - 1);
+                    if self.prune && all_are(child.words(0..child.len()), below) {
                         tab.store(index, absent);
                         retire(self.shared, self.retired, [(pa, 8 << child.lg2())]);
                     }
@@ -224,8 +231,8 @@ impl<F: Format, M: Memory, S: Sink> Unmapper<'_, F, M, S> {
         let mut count = 0;
         if level == 0 && !S::EACH && self.solo {
             // SAFETY: the table has no readers besides its writer.
-            let words = unsafe { tab.plain(0..tab.len()) };
-            count = words.iter().map(|&word| F::used(word)).sum();
+            let words = unsafe { tab.cells(0..tab.len()) };
+            count = count_used(words, F::used, F::all_used);
         } else {
             for (index, word) in tab.words(0..tab.len()).iter().enumerate() {
                 let entry = word.load(Relaxed);

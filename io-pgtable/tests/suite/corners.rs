@@ -11,7 +11,8 @@ pub(crate) fn every_size_at_both_ends<F: Format>(config: Config) {
         let mut table = Table::<F, _>::new(&heap, config).unwrap();
         let top = ((config.oa_bits < 64) as u64) << (config.oa_bits % 64);
         for iova in [0, last - (bytes - 1), bytes] {
-            for pa in [0, top.wrapping_sub(bytes)] {
+            let pas = [top.wrapping_sub(bytes), 0];
+            for &pa in if cfg!(miri) { &pas[..1] } else { &pas } {
                 // The page at `bytes` does not exist where one page fills half of the table.
                 if iova == bytes && bytes > last >> 2 {
                     continue;

@@ -62,7 +62,8 @@ pub(crate) fn cut<F: Format>(config: Config) {
         let mut table = Table::<F, _>::new(&memory, config).unwrap();
         let bytes = 1u64 << lg2;
         table.map(0, bytes, bytes, RW, bytes).unwrap();
-        for at in [small, bytes - small, bytes / 2] {
+        let borders = [small, bytes - small, bytes / 2];
+        for &at in if cfg!(miri) { &borders[..1] } else { &borders } {
             at_every_allocation(&mut table, &memory, |table| table.cut(at).map(|_| ()));
             check(&table, at, bytes);
         }

@@ -182,7 +182,8 @@ impl<F: Format> Model<F> {
     }
 
     fn check(&self) {
-        for (index, unit) in self.units.iter().enumerate() {
+        let step = if cfg!(miri) { 7 } else { 1 };
+        for (index, unit) in self.units.iter().enumerate().step_by(step) {
             for offset in [0, (1 << self.lg2) - 1] {
                 let found = self.table.translate(self.iova(index as u64) + offset);
                 let found = found.ok().map(|found| (found.pa, found.prot));
@@ -203,7 +204,7 @@ pub(crate) fn against_oracle<F: Format>(config: Config) {
         0..4u8,
         proptest::collection::vec(op(), 1..if cfg!(miri) { 6 } else { 40 }),
     );
-    let cases = if cfg!(miri) { 2 } else { 48 };
+    let cases = if cfg!(miri) { 1 } else { 48 };
     super::runner(cases)
         .run(&strategy, |(lg2, place, to, ops)| {
             let window = UNITS << lg2;

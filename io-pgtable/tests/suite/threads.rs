@@ -98,7 +98,7 @@ pub(crate) fn write_while_resizing<F: Format>(config: Config) {
     }
     let lost = written.into_inner() & !found;
     assert!(lost == 0 || F::DIRTY.mask == 0, "lost {lost:#x}");
-    for page in 0..bytes / small {
+    for page in (0..bytes / small).step_by(if cfg!(miri) { 61 } else { 1 }) {
         assert_eq!(table.translate(page * small).unwrap().pa, bytes + page * small);
     }
     table.reclaim();
