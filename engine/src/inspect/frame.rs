@@ -26,7 +26,7 @@ pub struct FrameReport {
     pub hwpts: Vec<u32>,
     /// Whose page it is; `address` is the page's.
     pub source: SourceReport,
-    /// `pinned`, `shared`, `window`, `copy`, `dma-buf`.
+    /// `pinned`, `shared`, `mapped`, `window`, `copy`, `dma-buf`.
     pub held: Name,
     /// Why it is a window or a copy.
     pub reason: Option<Name>,
