@@ -12,6 +12,10 @@ use common::{Place, can_run, finish, softiommu_run, text};
 /// Says that pages are not pinned, with the reason.
 const FALLBACK: &str = "pages are not pinned";
 
+fn pins(place: &Place) -> std::path::PathBuf {
+    place.directory.path().join("pins")
+}
+
 fn place() -> Option<Place> {
     if !can_run() {
         return None;
@@ -24,7 +28,7 @@ fn place() -> Option<Place> {
 
 fn run(place: &Place, before: &[&str], trick: &str) -> Output {
     let mut command = softiommu_run(&["--strict"]);
-    command.env("RUST_LOG", "warn").args(before).arg(place.client()).arg(trick);
+    command.env("RUST_LOG", "warn").args(before).arg(pins(place)).arg(trick);
     finish(command)
 }
 
@@ -113,7 +117,7 @@ fn a_user_is_limited_at_the_very_page() {
     std::fs::copy(env!("CARGO_BIN_EXE_softiommu"), &program).unwrap();
     for trick in ["limited", "held", "counted", "interrupted", "threads"] {
         let mut command = Command::new(&program);
-        command.args(["run", "--strict", "--"]).arg(place.client()).arg(trick);
+        command.args(["run", "--strict", "--"]).arg(pins(&place)).arg(trick);
         command.uid(65_534).gid(65_534).env("RUST_LOG", "warn");
         let output = finish(command);
         assert!(output.status.success(), "{trick}: {}", text(&output));
@@ -121,4 +125,43 @@ fn a_user_is_limited_at_the_very_page() {
         // At its limit the kernel's own count may have no room for the last pages.
         assert!(trick == "limited" || !io_uring() || !fallback, "{trick}: {}", text(&output));
     }
+}
+
+#[test]
+fn what_happens_to_mapped_memory_is_told() {
+    let Some(place) = place() else { return };
+    let output = run(&place, &[], "changed");
+    assert!(output.status.success(), "{}", text(&output));
+    if !io_uring() {
+        return;
+    }
+    let said = String::from_utf8_lossy(&output.stdout);
+    let (pid, at) = said.trim().split_once(" 0x").unwrap();
+    let at = u64::from_str_radix(at, 16).unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    let told: String =
+        told.split('\x1b').map(|piece| piece.split_once('m').map_or(piece, |two| two.1)).collect();
+    let lines: Vec<_> =
+        told.lines().filter(|line| line.contains("mapped in an IOAS was")).collect();
+    let page = 4096;
+    for (offset, what) in [
+        (2, "unmapped, or mapped over"),
+        (4, "thrown away by madvise"),
+        (6, "by mremap"),
+        (8, "unmapped, or mapped over"),
+    ] {
+        let (va, iova) = (at + offset * page, 0x100_0000 + offset * page);
+        let wanted = [
+            what.to_owned(),
+            format!("pid {pid} (pins)"),
+            format!("va={va:#x}"),
+            format!("iova={iova:#x}"),
+            "length=0x1000".to_owned(),
+            "IOMMU_IOAS_MAP".to_owned(),
+        ];
+        let found = lines.iter().filter(|line| wanted.iter().all(|part| line.contains(part)));
+        assert!(found.count() >= 1, "{wanted:?} in {told}");
+    }
+    let outside = format!("va={:#x}", at + 12 * page);
+    assert!(!told.contains(&outside), "{told}");
 }

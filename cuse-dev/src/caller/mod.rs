@@ -25,8 +25,7 @@ use crate::memory::file::HostFile;
 use crate::memory::process::ProcessMemory;
 use deaths::Deaths;
 
-/// `CAP_IPC_LOCK` and `CAP_SYS_RESOURCE` of `<linux/capability.h>`.
-const CAP_IPC_LOCK: u32 = 14;
+/// `CAP_SYS_RESOURCE` of `<linux/capability.h>`.
 const CAP_SYS_RESOURCE: u32 = 24;
 /// The inode of the initial user namespace (`PROC_USER_INIT_INO`).
 const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
@@ -228,7 +227,7 @@ impl Process for CallerProcess {
 
     fn capable(&self, capability: Capability) -> bool {
         let number = match capability {
-            Capability::IpcLock => CAP_IPC_LOCK,
+            Capability::IpcLock => sys::CAP_IPC_LOCK,
             Capability::SysResource => CAP_SYS_RESOURCE,
         };
         // What CAP_SYS_RESOURCE guards here is a choice within softiommu. Where a container takes it

@@ -8,6 +8,9 @@ use engine::Errno;
 /// `PIDFD_THREAD`: the pidfd names a thread rather than a process (Linux 6.9).
 const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint;
 
+/// `CAP_IPC_LOCK` of `<linux/capability.h>`.
+pub(crate) const CAP_IPC_LOCK: u32 = 14;
+
 /// `KCMP_VM` of `<linux/kcmp.h>`.
 const KCMP_VM: libc::c_int = 1;
 
@@ -139,26 +142,44 @@ pub(crate) fn memlock_limit(pid: u32) -> Result<u64, Errno> {
     }
 }
 
-/// Whether the kernel lets the process `pid` lock as much as it likes. Raises its limit as far as
-/// this process may, so that a caller's own limit, which the engine keeps, is not kept twice.
-pub(crate) fn may_lock(pid: u32) -> bool {
+/// Raises the `RLIMIT_MEMLOCK` of `pid` to `bytes` (`u64::MAX` for none), or as far as this process
+/// may. Whether it is none then.
+pub(crate) fn raise_memlock(pid: u32, bytes: u64) -> bool {
     let raise = |soft, hard| {
         let new = libc::rlimit { rlim_cur: soft, rlim_max: hard };
         let old = std::ptr::null_mut();
         // SAFETY: reads `new`, which outlives the call.
         unsafe { libc::prlimit(pid as libc::pid_t, libc::RLIMIT_MEMLOCK, &raw const new, old) == 0 }
     };
-    if raise(libc::RLIM_INFINITY, libc::RLIM_INFINITY) {
-        return true;
-    }
     let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `now` takes the limit; a null new limit changes nothing.
     let asked = unsafe {
         let new = std::ptr::null();
         libc::prlimit(pid as libc::pid_t, libc::RLIMIT_MEMLOCK, new, &raw mut now)
     };
-    let raised = asked == 0 && raise(now.rlim_max, now.rlim_max);
-    raised && now.rlim_max == libc::RLIM_INFINITY
+    let best = if raise(bytes, bytes.max(now.rlim_max)) {
+        bytes
+    } else if asked == 0 && raise(now.rlim_max.min(bytes), now.rlim_max) {
+        now.rlim_max.min(bytes)
+    } else {
+        now.rlim_cur
+    };
+    best == libc::RLIM_INFINITY
+}
+
+/// SIGKILL for the process behind `pidfd`.
+pub(crate) fn kill(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: takes integers; the siginfo pointer may be null.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            libc::SIGKILL,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    result(sent).map(drop)
 }
 
 /// [`memlock_limit`] as `/proc/PID/limits` shows it: "Max locked memory  65536  65536  bytes".

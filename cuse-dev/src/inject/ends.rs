@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use super::{PATIENCE, Tracee, ptrace, tracer};
+use super::{PATIENCE, Tracee, ptrace};
 
 /// Between two looks at a thread that is to be let go.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -105,10 +105,9 @@ impl Tracee {
         } else {
             let later = move || {
                 std::thread::sleep(pause);
-                if let Some(tracer) = tracer() {
-                    let next = (pause * 2).min(LONGEST_PAUSE);
-                    let _ = tracer.send(Box::new(move || self.finish(next)));
-                }
+                let next = (pause * 2).min(LONGEST_PAUSE);
+                let tracer = self.tracer.clone();
+                tracer.send(move || self.finish(next));
             };
             if std::thread::Builder::new().spawn(later).is_err() {
                 tracing::error!("cannot start a thread to let a caller go");
@@ -122,9 +121,9 @@ impl Drop for Tracee {
         if !std::mem::take(&mut self.attached) {
             return;
         }
-        let tracee = Self { begun: self.begun.take(), attached: true, ..*self };
-        if let Some(tracer) = tracer() {
-            let _ = tracer.send(Box::new(move || tracee.finish(FIRST_PAUSE)));
-        }
+        let tracer = self.tracer.clone();
+        let begun = self.begun.take();
+        let tracee = Self { begun, attached: true, tracer: tracer.clone(), ..*self };
+        tracer.send(move || tracee.finish(FIRST_PAUSE));
     }
 }

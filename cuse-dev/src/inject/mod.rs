@@ -6,8 +6,8 @@
 //! as if nothing had happened: its registers and signal mask are put back, and an interrupted
 //! call of its own is restarted by the kernel under the kernel's rules.
 //!
-//! The kernel ties a tracee to the *thread* that traces it, so all of this runs on one thread of
-//! this process: [`on_tracer`]. Stops are found by asking the tracee's state rather than by
+//! The kernel ties a tracee to the *thread* that traces it, so all of this runs on threads made for
+//! it: [`Tracer`]. Stops are found by asking the tracee's state rather than by
 //! `waitpid` alone, because a `waitpid` anywhere else in this process may take the report.
 #![allow(unsafe_code)] // ptrace
 
@@ -15,17 +15,15 @@
 #[path = "x86_64.rs"]
 mod arch;
 mod ends;
+mod tracer;
 mod waiting;
 
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded, unbounded};
 use engine::Errno;
+pub use tracer::Tracer;
 pub use waiting::CALL_AGAIN;
-
-pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
 /// How long a thread may take to stop.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -33,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const CALL_PATIENCE: Duration = Duration::from_secs(120);
 /// How often an injected call is made again that a stop of its process interrupted.
 const MOST_AGAIN: u32 = 100;
+/// Between two looks at a thread whose call takes long.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 /// How long a stop is awaited by yielding before sleeping.
 const SPIN: Duration = Duration::from_micros(60);
 
@@ -47,29 +47,6 @@ const SUSPEND_SECCOMP: u64 = 1 << 21;
 /// `PTRACE_SETSIGMASK`.
 const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
 const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
-
-/// Runs `job` on the one thread of this process that traces. Must not be called from there.
-///
-/// `None` when the thread cannot be had.
-pub fn on_tracer<R: Send + 'static>(job: impl FnOnce() -> R + Send + 'static) -> Option<R> {
-    let (answer, answered) = bounded(1);
-    let job = Box::new(move || {
-        let _ = answer.send(job());
-    });
-    tracer()?.send(job).ok()?;
-    answered.recv().ok()
-}
-
-/// The way to the thread that traces. Jobs run in the order in which they are sent.
-pub(crate) fn tracer() -> Option<&'static Sender<Job>> {
-    static TRACER: OnceLock<Option<Sender<Job>>> = OnceLock::new();
-    let tracer = TRACER.get_or_init(|| {
-        let (sender, jobs) = unbounded::<Job>();
-        let run = move || jobs.into_iter().for_each(|job| job());
-        std::thread::Builder::new().name("tracer".into()).spawn(run).ok().map(|_| sender)
-    });
-    tracer.as_ref()
-}
 
 fn ptrace(request: libc::c_uint, tid: u32, address: usize, data: usize) -> Result<i64, Errno> {
     // SAFETY: callers give addresses that the request may read or write.
@@ -101,6 +78,8 @@ pub struct Tracee {
     attached: bool,
     /// `SIGSTOP` came for it while it ran calls of ours.
     stop_signal: bool,
+    /// Whose thread traces it.
+    tracer: Tracer,
 }
 
 /// What the tracee was doing before calls were run in it.
@@ -126,7 +105,8 @@ impl Tracee {
 
     fn attached(tid: u32, options: u64, cloned: bool) -> Self {
         ends::traced(tid);
-        Self { tid, options, begun: None, cloned, attached: true, stop_signal: false }
+        let (begun, tracer) = (None, Tracer::current());
+        Self { tid, options, begun, cloned, attached: true, stop_signal: false, tracer }
     }
 
     /// A child that a tracee with [`TRACE_CHILDREN`] made. It is traced already, and stops before
@@ -189,7 +169,9 @@ impl Tracee {
                 return Err(Errno::ETIMEDOUT);
             }
             std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_micros(250));
+            // Long calls are nearly always large pins.
+            let most = (waited / 16).max(Duration::from_micros(250));
+            pause = (pause * 2).min(most).min(LONGEST_PAUSE);
         }
     }
 
@@ -389,7 +371,9 @@ mod tests {
     fn seized(child: &Child) -> Option<(u32, bool)> {
         let tid = child.id();
         // Where another tracer or a policy forbids it there is nothing to test.
-        on_tracer(move || Tracee::seize(tid, 0).map(|tracee| (tid, tracee.detach().is_ok())))
+        Tracer::new()
+            .unwrap()
+            .run(move || Tracee::seize(tid, 0).map(|tracee| (tid, tracee.detach().is_ok())))
             .unwrap()
             .inspect_err(|error| eprintln!("SKIPPED: ptrace: {error}"))
             .ok()
@@ -404,7 +388,7 @@ mod tests {
             return;
         }
         for _ in 0..20 {
-            let called = on_tracer(move || {
+            let called = Tracer::new().unwrap().run(move || {
                 let mut tracee = Tracee::seize(pid, 0)?;
                 tracee.interrupt()?;
                 tracee.wait(PATIENCE)?;
@@ -432,7 +416,7 @@ mod tests {
         if seized(&child).is_none() {
             return;
         }
-        let made = on_tracer(move || {
+        let made = Tracer::new().unwrap().run(move || {
             let mut tracee = Tracee::seize(pid, 0)?;
             tracee.interrupt()?;
             tracee.wait(PATIENCE)?;
@@ -462,7 +446,7 @@ mod tests {
         if seized(&child).is_none() {
             return;
         }
-        let result = on_tracer(move || {
+        let result = Tracer::new().unwrap().run(move || {
             let tracee = Tracee::seize(pid, 0)?;
             // SAFETY: a child that this test made and did not reap.
             unsafe { libc::kill(pid as i32, libc::SIGKILL) };

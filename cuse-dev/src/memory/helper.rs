@@ -17,8 +17,9 @@ use parking_lot::Mutex;
 use super::mm::Mm;
 use super::ring::{IORING_REGISTER_BUFFERS_UPDATE, Params, Ring, update_bytes};
 use super::rings::{Rings, Wanted};
+use super::uffd::{self, Uffd};
 use crate::caller::sys;
-use crate::inject::{EXIT_KILL, Tracee, on_tracer, tracer};
+use crate::inject::{EXIT_KILL, Tracee, Tracer};
 
 /// Bytes of the mm that hold the arguments of injected calls.
 const SCRATCH: u64 = 4096;
@@ -31,6 +32,7 @@ const CLOSE_RANGE_UNSHARE: u64 = 2;
 pub(crate) struct Helper {
     tid: u32,
     pidfd: OwnedFd,
+    tracer: Tracer,
     tracee: Arc<Mutex<Option<Tracee>>>,
     /// Address of the scratch page in the mm.
     scratch: u64,
@@ -38,12 +40,14 @@ pub(crate) struct Helper {
     ended: AtomicBool,
     /// The kernel counts what it pins against a limit.
     limited: bool,
+    /// Tells what happens to the mm, where that can be had.
+    uffd: Option<Arc<Uffd>>,
 }
 
 impl Helper {
     /// Makes a helper by way of `parent`, a stopped thread of the mm that has
     /// [begun](Tracee::begin). Runs on the tracer.
-    pub(super) fn make(parent: &mut Tracee) -> Result<Self, Errno> {
+    pub(super) fn make(tracer: &Tracer, parent: &mut Tracee) -> Result<Self, Errno> {
         let (mut middle, number) = parent.clone_child(EXIT_KILL)?;
         let made = middle.begin().and_then(|()| middle.clone_child(EXIT_KILL));
         middle.kill();
@@ -53,9 +57,11 @@ impl Helper {
         let (mut tracee, _) = made?;
         match Self::set_up(&mut tracee) {
             Ok((pidfd, scratch)) => Ok(Self {
-                limited: !sys::may_lock(tracee.tid()),
+                uffd: uffd(&mut tracee, &pidfd),
+                limited: limited(tracee.tid()),
                 tid: tracee.tid(),
                 pidfd,
+                tracer: tracer.clone(),
                 tracee: Arc::new(Mutex::new(Some(tracee))),
                 scratch,
                 rings: Rings::default(),
@@ -83,25 +89,28 @@ impl Helper {
         Ok((sys::pidfd_open(tracee.tid())?, scratch))
     }
 
+    /// The mm's userfaultfd.
+    pub(super) fn uffd(&self) -> Option<&Arc<Uffd>> {
+        self.uffd.as_ref()
+    }
+
     /// Its process id.
     pub(super) fn tid(&self) -> u32 {
         self.tid
     }
 
-    /// Ends it, after what it was asked to do before. What is pinned stays pinned. Does not wait,
-    /// for the last owner may be the tracer itself.
+    /// Ends it, whatever it is at. What is pinned stays pinned. Does not wait, for the last owner
+    /// may be the tracer itself.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Release);
+        // At once: it may be in a call that only that ends.
+        let _ = sys::kill(self.pidfd.as_fd());
         let tracee = self.tracee.clone();
-        let job = move || {
+        self.tracer.send(move || {
             if let Some(tracee) = tracee.lock().take() {
                 tracee.kill();
             }
-        };
-        if let Some(tracer) = tracer() {
-            // The tracer lives as long as this process, and so does the helper at most.
-            let _ = tracer.send(Box::new(job));
-        }
+        });
     }
 
     /// Whether it was ended, or was killed by somebody else.
@@ -122,13 +131,15 @@ impl Helper {
     fn new_ring(&self, mm: &Mm) -> Result<Ring, Errno> {
         mm.poke(self.scratch, &[0; Params::SIZE])?;
         let (tracee, scratch) = (self.tracee.clone(), self.scratch);
-        let number = on_tracer(move || {
-            let mut tracee = tracee.lock();
-            let tracee = tracee.as_mut().ok_or(Errno::ESRCH)?;
-            let arguments = [Params::ENTRIES, scratch, 0, 0, 0, 0];
-            tracee.call(libc::SYS_io_uring_setup, arguments)
-        })
-        .ok_or(Errno::EAGAIN)??;
+        let number = self
+            .tracer
+            .run(move || {
+                let mut tracee = tracee.lock();
+                let tracee = tracee.as_mut().ok_or(Errno::ESRCH)?;
+                let arguments = [Params::ENTRIES, scratch, 0, 0, 0, 0];
+                tracee.call(libc::SYS_io_uring_setup, arguments)
+            })
+            .ok_or(Errno::EAGAIN)??;
         let mut params = [0; Params::SIZE];
         mm.peek(self.scratch, &mut params)?;
         let fd = sys::pidfd_getfd(self.pidfd.as_fd(), number as i32)?;
@@ -142,7 +153,7 @@ impl Helper {
         mm: &Arc<Mm>,
         wanted: Vec<Wanted>,
         done: impl Fn(Result<Wanted, Errno>) + Send + 'static,
-    ) -> Result<(), Errno> {
+    ) {
         let (tracee, scratch, mm) = (self.tracee.clone(), self.scratch, mm.clone());
         let job = move || {
             let mut tracee = tracee.lock();
@@ -158,8 +169,32 @@ impl Helper {
                 }
             }
         };
-        tracer().ok_or(Errno::EAGAIN)?.send(Box::new(job)).map_err(|_| Errno::EAGAIN)
+        self.tracer.send(job);
     }
+}
+
+/// Whether the kernel may refuse the helper `tid` pins for `RLIMIT_MEMLOCK`. Raises that: the engine
+/// keeps the caller's limit, and the kernel's own count has more in it (rings, and all of a huge
+/// page of which a part is pinned). Not without end, for the caller can write what the helper is
+/// asked to pin.
+fn limited(tid: u32) -> bool {
+    const MORE: u64 = 64 << 20;
+    let limit = sys::memlock_limit(tid).unwrap_or(0);
+    sys::raise_memlock(tid, limit.saturating_mul(2).saturating_add(MORE));
+    limit != u64::MAX && sys::effective_capability(tid, sys::CAP_IPC_LOCK) != Ok(true)
+}
+
+/// A userfaultfd of the mm. Without one nothing tells what happens to the mm.
+fn uffd(tracee: &mut Tracee, pidfd: &OwnedFd) -> Option<Arc<Uffd>> {
+    let number = tracee.call(libc::SYS_userfaultfd, [uffd::FLAGS, 0, 0, 0, 0, 0]);
+    let made = number.and_then(|number| {
+        let fd = sys::pidfd_getfd(pidfd.as_fd(), number as i32);
+        tracee.call(libc::SYS_close, [number, 0, 0, 0, 0, 0])?;
+        Uffd::new(fd?)
+    });
+    made.map(Arc::new)
+        .inspect_err(|error| tracing::debug!(%error, "changes of mapped memory will not be told"))
+        .ok()
 }
 
 impl Drop for Helper {

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use super::block::Place;
 use super::parking::Parking;
 use super::pfn::Frames;
-use super::vma::Mappings;
+use super::vma::{Mappings, Vma};
 use super::{Host, errno};
 use crate::caller::{copying, sys};
 
@@ -98,6 +98,16 @@ impl Mm {
     ) -> Result<(), Errno> {
         let place = Place::memory(self.id.0, address);
         host.pfns.add(frames, &self.pagemap, address, pages, place)
+    }
+
+    /// What happens to the mapping is told from now on, where that can be had.
+    pub(super) fn watch(&self, vma: &Vma) {
+        let Ok(helper) = self.helper() else { return };
+        let Some(uffd) = helper.uffd() else { return };
+        if let Err(error) = uffd.watch(vma.start..vma.end) {
+            // EBUSY: the program watches it itself. EINVAL: no kind of memory that can be.
+            tracing::debug!(pid = self.pid, start = vma.start, %error, "a mapping is not watched");
+        }
     }
 
     /// The process has this mm no more. Its helper, if any, ends; its pins stay.

@@ -28,6 +28,7 @@ pub(crate) mod ring;
 mod rings;
 mod shared;
 pub(crate) mod sigbus;
+mod uffd;
 pub(crate) mod vma;
 pub(crate) mod watch;
 
@@ -35,7 +36,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use engine::Errno;
+use engine::{Engine, Errno};
 
 pub use pfn::PfnMode;
 
@@ -57,6 +58,17 @@ impl Host {
         let pagemap = File::open("/proc/self/pagemap")?;
         let (maps, own, watch, held) = Default::default();
         Ok(Arc::new(Self { maps, own, pfns: pfn::Pfns::new(pfn), pagemap, watch, held }))
+    }
+
+    /// Has `engine` warn when something happens to memory of callers that it maps. To be called
+    /// once, before the first pin.
+    pub fn warn_of_changes(&self, engine: &Arc<Engine>) -> std::io::Result<()> {
+        let engine = Arc::downgrade(engine);
+        self.watch.tell(Box::new(move |mm, addresses, what| {
+            if let Some(engine) = engine.upgrade() {
+                engine.memory_changed(mm, addresses, what);
+            }
+        }))
     }
 
     /// Pages in all pins that there are; a page in two pins counts twice.

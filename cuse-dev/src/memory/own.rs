@@ -63,7 +63,8 @@ impl Own {
         if !writable {
             return Err(Refusal::Way(NOT_WRITABLE));
         }
-        let limited = *self.limited.get_or_init(|| !sys::may_lock(std::process::id()));
+        let limited =
+            *self.limited.get_or_init(|| !sys::raise_memlock(std::process::id(), u64::MAX));
         let pinned = self.sets[SET.get()].slots(address, length, Ring::own).and_then(|wanted| {
             let mut pinned = Registered::empty(address, None);
             for one in wanted {

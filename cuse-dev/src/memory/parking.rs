@@ -11,7 +11,7 @@ use engine::Errno;
 use super::Host;
 use super::helper::Helper;
 use super::mm::Mm;
-use crate::inject::{Tracee, on_tracer};
+use crate::inject::{Tracee, Tracer};
 
 const TRACED: &str = "the process may not be traced, or is traced by another program";
 const GONE: &str = "the process is gone";
@@ -86,14 +86,18 @@ impl Mm {
         if parking.refused || parking.tries >= MOST_TRIES || self.left() || parking.usable() {
             return false;
         }
-        let made = on_tracer(move || {
+        let Some(tracer) = Tracer::new() else {
+            parking.why = Some(FAILED);
+            return false;
+        };
+        let made = tracer.clone().run(move || {
             let mut answered = false;
             let stopped = Tracee::stop_waiting(tid, || {
                 answered = true;
                 let_go()
             });
             let made = stopped.and_then(|mut tracee| {
-                let made = tracee.begin().and_then(|()| Helper::make(&mut tracee));
+                let made = tracee.begin().and_then(|()| Helper::make(&tracer, &mut tracee));
                 // One that died takes no helper with it.
                 let _ = tracee.detach();
                 made
@@ -103,7 +107,7 @@ impl Mm {
         let (made, answered) = made.unwrap_or((Err(Errno::EAGAIN), false));
         parking.tries += u32::from(answered);
         match made {
-            Ok(made) if host.watch.add(self, &self.pidfd) => {
+            Ok(made) if host.watch.add(self, &self.pidfd, made.uffd().cloned()) => {
                 parking.helper = Some(Arc::new(made));
                 parking.why = None;
             }

@@ -20,6 +20,10 @@ const CHUNK: u64 = 1 << 15;
 /// Pagemap's present bit, and the frame's number.
 const PRESENT: u64 = 1 << 63;
 const FRAME: u64 = (1 << 55) - 1;
+/// Pagemap's bit of a page that is swapped out, or on its way to another frame.
+const AWAY: u64 = 1 << 62;
+/// How often a page that is away is looked for.
+const MOST_LOOKS: u32 = 100;
 
 /// Which numbers the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,10 +136,25 @@ impl Pfns {
             let count = (pages - page).min(CHUNK);
             let bytes = &mut entries[..(count * 8) as usize];
             let from = address + page * PAGE;
-            pagemap.read_exact_at(bytes, from / PAGE * 8).map_err(|_| Errno::EFAULT)?;
+            self.read(pagemap, from, bytes)?;
             let huge = |page: u64| is_huge(pagemap, from + page * PAGE);
             self.add_entries(frames, bytes, place.after(page), &huge);
             page += count;
+        }
+        Ok(())
+    }
+
+    /// Reads pagemap's entries from `address`. The kernel takes a page of a file away for a moment
+    /// before it finds that a pin keeps it from being moved.
+    fn read(&self, pagemap: &File, address: u64, entries: &mut [u8]) -> Result<(), Errno> {
+        for _ in 0..MOST_LOOKS {
+            pagemap.read_exact_at(entries, address / PAGE * 8).map_err(|_| Errno::EFAULT)?;
+            let (words, _) = entries.as_chunks::<8>();
+            let away = |word: &[u8; 8]| u64::from_ne_bytes(*word) & (PRESENT | AWAY) == AWAY;
+            if self.mode == PfnMode::Simulated || !words.iter().any(away) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_micros(100));
         }
         Ok(())
     }

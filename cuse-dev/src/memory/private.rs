@@ -49,7 +49,7 @@ impl Registered {
         let report = move |result| {
             let _ = done.send(result);
         };
-        helper.pin(mm, helper.slots(mm, address, length)?, report)?;
+        helper.pin(mm, helper.slots(mm, address, length)?, report);
         let mut pinned = Self::empty(address, Some(mm.counted.clone()));
         let mut frames = Frames::default();
         let mut failed = None;

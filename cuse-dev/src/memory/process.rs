@@ -140,6 +140,7 @@ impl ProcessMemory {
         if vma.readable {
             self.mm.probe(address, 1)?;
         }
+        self.mm.watch(vma);
         if vma.shared {
             let offset = vma.offset.checked_add(address - vma.start).ok_or(Errno::EFAULT)?;
             let end = offset.checked_add(length).ok_or(Errno::EFAULT)?;

@@ -111,6 +111,7 @@ impl Supervisor {
         });
         let event_files = EventFiles::new();
         let engine = Engine::new();
+        host.warn_of_changes(&engine).map_err(|error| crate::memory::errno(&error))?;
         Ok(Arc::new(Self {
             listener: Listener::new(listener),
             open_files: OpenFiles::new(engine.clone())?,

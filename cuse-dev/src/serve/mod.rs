@@ -87,9 +87,11 @@ pub fn serve(options: &Options, prepare: impl FnOnce() -> io::Result<()>) -> Res
     confine::confine(options.pfn).map_err(setup("give up privileges"))?;
     // Threads from here on: they have what is left to this one.
     let files = EventFiles::over(events).map_err(setup("serve the event files"))?;
+    let engine = Engine::new();
+    host.warn_of_changes(&engine).map_err(|error| Error::Setup("start threads", error))?;
     let callers = Callers::new(host);
     callers.expect_deaths().map_err(setup("wait for the death of callers"))?;
-    let daemon = Daemon::new(Engine::new(), callers, files, options.limits);
+    let daemon = Daemon::new(engine, callers, files, options.limits);
     let buried = daemon.clone();
     let bury = move || while buried.callers.bury().is_ok() {};
     spawn("deaths", bury).map_err(|error| Error::Setup("start threads", error))?;
