@@ -54,6 +54,9 @@ impl FailNth {
         let Some(file) = file else { return call() };
         let nth = read_count(file.file());
         let (result, left) = with_fail_nth(nth, call);
+        if let Some(site) = left.fired {
+            tracing::debug!(target: "softiommu::fault", "{tid} fail-nth {nth}: {site}");
+        }
         if nth != 0 {
             let text = format!("{}\n", left.remaining);
             // The file is ours and in memory; nobody can make these fail but by sealing it.
