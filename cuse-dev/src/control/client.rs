@@ -1,6 +1,6 @@
 //! The asking side of the control socket.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -77,7 +77,11 @@ pub fn ask(path: &Path, request: &Request) -> Result<Reply, Error> {
     stream.set_read_timeout(Some(PATIENCE)).map_err(socket)?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
-    stream.write_all(&line).map_err(socket)?;
+    match stream.write_all(&line) {
+        // Who may not ask is told so without being heard.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(socket(error)),
+        _ => {}
+    }
     let mut answer = Vec::new();
     BufReader::new(stream).read_until(b'\n', &mut answer).map_err(socket)?;
     match serde_json::from_slice(&answer)? {

@@ -27,7 +27,7 @@ impl Place {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
         let built = Command::new("cc")
             .args(["-O2", "-pthread", "-o"])
-            .arg(place.directory.path().join(name))
+            .arg(place.program(name))
             .args(flags)
             .arg(sources.join(name).with_extension("c"))
             .stdin(Stdio::null())
@@ -46,7 +46,11 @@ impl Place {
     }
 
     pub(crate) fn client(&self) -> PathBuf {
-        self.directory.path().join("client")
+        self.program("client")
+    }
+
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 }
 

@@ -151,8 +151,9 @@ fn compile(texts: &Texts) -> Option<Result<(), String>> {
 /// The compiler's complaints about `program`, if it has any.
 fn check_syntax(include: &Path, program: &str) -> std::io::Result<Option<String>> {
     let mut cc = Command::new("cc")
-        // What `make headers` takes out of the kernel's headers.
-        .args(["-fsyntax-only", "-std=gnu11", "-D__user=", "-I"])
+        // What `make headers` takes out of the kernel's headers, and what an older system's
+        // <linux/stddef.h> does not define.
+        .args(["-fsyntax-only", "-std=gnu11", "-D__user=", "-D__counted_by(m)=", "-I"])
         .arg(include)
         .args(["-x", "c", "-"])
         .stdin(Stdio::piped())
