@@ -12,10 +12,11 @@ use core::sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
 /// Memory for tables.
 ///
 /// # Safety
-/// A page that `alloc` returned must hold initialised bytes (of any value), stay readable and writable through `at`, at one place, and must
-/// not be given out again or be accessed by safe code other than as atomic 64-bit words, until it is
-/// given to `free`. What `at` returns for an address inside such a page must be valid for atomic access
-/// to `bytes` bytes as long as the page is not freed and `self` lives.
+/// A page that `alloc` returned must hold initialised bytes (of any value), stay readable and
+/// writable through `at`, at one place, and must not be given out again or be accessed by safe code
+/// other than as atomic 64-bit words, until it is given to `free`. What `at` returns for an address
+/// inside such a page must be valid for atomic access to `bytes` bytes as long as the page is not
+/// freed and `self` lives.
 pub unsafe trait Memory: Send + Sync {
     /// Takes a page of `bytes` bytes (a power of two, at least 2 KiB on every format), aligned to its
     /// size; what it holds may be anything. Returns its physical address, or `None` when there is none
@@ -56,8 +57,8 @@ impl Heap {
     }
 }
 
-// SAFETY: a page is one allocation of the global allocator, which hands it out once and zeroed, and `at` turns an address of it
-// back into a pointer with the provenance exposed in `alloc`.
+// SAFETY: a page is one allocation of the global allocator, which hands it out once and zeroed, and
+// `at` turns an address of it back into a pointer with the provenance exposed in `alloc`.
 unsafe impl Memory for Heap {
     fn alloc(&self, bytes: usize) -> Option<u64> {
         let layout = Layout::from_size_align(bytes, bytes).ok()?;

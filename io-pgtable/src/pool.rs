@@ -115,8 +115,8 @@ unsafe impl<M: Memory> Memory for Pool<M> {
 impl<M: Memory> Drop for Pool<M> {
     fn drop(&mut self) {
         for (pa, bytes) in core::mem::take(&mut self.state.get_mut().chunks) {
-            // SAFETY: the chunk came from this memory with this size, and nobody can have its pages any more,
-            // because everything that uses them borrows or owns the pool.
+            // SAFETY: the chunk came from this memory with this size, and nobody can have its pages
+            // any more, because everything that uses them borrows or owns the pool.
             unsafe { self.inner.free(pa, bytes) };
         }
     }

@@ -5,8 +5,8 @@ use bitflags::bitflags;
 bitflags! {
     /// What a mapping permits and how its memory behaves.
     ///
-    /// No format can express every combination; [`Format::FIELDS`](crate::Format::FIELDS) says which ones it
-    /// can, and a map with another is refused.
+    /// No format can express every combination; [`Format::FIELDS`](crate::Format::FIELDS) says
+    /// which ones it can, and a map with another is refused.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct Prot: u32 {
         /// The device may read.

@@ -117,8 +117,8 @@ pub(crate) struct Seat {
     depth: Cell<u32>,
 }
 
-// SAFETY: the slot is atomics only, and lives as long as the table's shared part, which every holder of a seat
-// keeps alive.
+// SAFETY: the slot is atomics only, and lives as long as the table's shared part, which every
+// holder of a seat keeps alive.
 unsafe impl Send for Seat {}
 
 impl Seat {

@@ -14,15 +14,15 @@ const PR: u64 = 1 << 0;
 const A: u64 = 1 << 5;
 /// D, bit 6: dirty, set by hardware with host dirty support (section 2.2.7.3).
 const D: u64 = 1 << 6;
-/// Next Level, bits 11:9: 0 a page of the level's size, 7 one of the size in the address, else the
-/// level of the table pointed at.
+/// Next Level, bits 11:9 (section 2.2.3): 0 a page of the level's size, 7 one of the size in the
+/// address, else the level of the table pointed at.
 const NEXT_LEVEL_SHIFT: u32 = 9;
 const NEXT_LEVEL: u64 = 7 << NEXT_LEVEL_SHIFT;
-/// FC, bit 60: force coherent: the access snoops.
+/// FC, bit 60: force coherent: the access snoops (section 2.2.3).
 const FC: u64 = 1 << 60;
-/// IR, bit 61: read permission; a walk takes the AND of all its entries.
+/// IR, bit 61: read permission (section 2.2.3); a walk takes the AND of all its entries.
 const IR: u64 = 1 << 61;
-/// IW, bit 62: write permission, likewise.
+/// IW, bit 62: write permission (section 2.2.3), likewise.
 const IW: u64 = 1 << 62;
 
 /// AMD v1 as the hardware has it, with 4 KiB granules.
@@ -50,7 +50,7 @@ impl<const GRANULE: u32> Format for AmdGranule<GRANULE> {
     // The size is spelt as a zero above ones in the address field, which has 40 bits.
     const SIZES: u64 = Config::low(40 + GRANULE) & !Config::low(GRANULE);
     const PRESENT: u64 = PR;
-    /// Page Address or Next Table Address, bits 51:12.
+    /// Page Address or Next Table Address, bits 51:12 (section 2.2.3).
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     const FIELDS: &'static [Field] =
         &[Field::bit(Prot::READ, IR), Field::bit(Prot::WRITE, IW), Field::bit(Prot::SNOOP, FC)];

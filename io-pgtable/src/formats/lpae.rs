@@ -9,38 +9,38 @@
 
 use crate::{Config, Dirty, Field, Format, Kind, Prot};
 
-/// Bit 0: valid.
+/// Bit 0: valid (D8.3.1).
 const VALID: u64 = 1 << 0;
-/// Bit 1: a table above level 3, a page at level 3; clear: a block.
+/// Bit 1: a table above level 3, a page at level 3; clear: a block (D8.3.1).
 const TABLE_OR_PAGE: u64 = 1 << 1;
-/// AttrIndx\[2:0\], bits 4:2 of stage 1: an index of MAIR. The numbers are Linux's SMMU drivers':
+/// AttrIndx\[2:0\], bits 4:2 of stage 1 (D8.3.2): an index of MAIR. The numbers are Linux's SMMU drivers':
 /// 0 Normal Non-cacheable, 1 Normal Write-Back, 2 Device-nGnRE.
 const ATTR_SHIFT: u32 = 2;
 /// MemAttr\[3:0\], bits 5:2 of stage 2: 0b1111 Normal Write-Back, 0b0101 Normal Non-cacheable, 0b0001
 /// Device-nGnRE (D8.6.5 "Stage 2 memory region type and Cacheability attributes").
 const MEM_ATTR_SHIFT: u32 = 2;
-/// AP\[1\], bit 6 of stage 1: accesses without privilege.
+/// AP\[1\], bit 6 of stage 1: accesses without privilege (D8.4).
 const AP_1: u64 = 1 << 6;
-/// AP\[2\], bit 7 of stage 1: read-only; with DBM, not written yet.
+/// AP\[2\], bit 7 of stage 1: read-only (D8.4); with DBM, not written yet (D8.5).
 const AP_2: u64 = 1 << 7;
-/// S2AP\[0\], bit 6 of stage 2: read permission.
+/// S2AP\[0\], bit 6 of stage 2: read permission (D8.4).
 const S2AP_0: u64 = 1 << 6;
-/// S2AP\[1\], bit 7 of stage 2: write permission; with DBM, written already.
+/// S2AP\[1\], bit 7 of stage 2: write permission (D8.4); with DBM, written already (D8.5).
 const S2AP_1: u64 = 1 << 7;
-/// SH\[1:0\], bits 9:8: Inner Shareable. With 52 bits of 4 or 16 KiB granules, TCR has it instead.
+/// SH\[1:0\], bits 9:8: Inner Shareable (D8.3.2). With 52 bits of 4 or 16 KiB granules, TCR has it instead.
 const SH_INNER: u64 = 3 << 8;
-/// AF, bit 10: Access flag.
+/// AF, bit 10: Access flag (D8.5).
 const AF: u64 = 1 << 10;
-/// nG, bit 11 of stage 1: the translation belongs to one ASID.
+/// nG, bit 11 of stage 1: the translation belongs to one ASID (D8.3.2).
 const NG: u64 = 1 << 11;
-/// DBM, bit 51: hardware turns a write to the page into a change of AP\[2\] or S2AP\[1\].
+/// DBM, bit 51: hardware turns a write to the page into a change of AP\[2\] or S2AP\[1\] (D8.5).
 const DBM: u64 = 1 << 51;
-/// Contiguous, bit 52: one of a group of entries that map one larger page.
+/// Contiguous, bit 52: one of a group of entries that map one larger page (D8.7.1).
 const CONTIGUOUS: u64 = 1 << 52;
-/// PXN, bit 53, and UXN, bit 54, of stage 1: no execution.
+/// PXN, bit 53, and UXN, bit 54, of stage 1: no execution (D8.4).
 const PXN: u64 = 1 << 53;
 const UXN: u64 = 1 << 54;
-/// XN\[1:0\], bits 54:53 of stage 2: 0b10 is no execution.
+/// XN\[1:0\], bits 54:53 of stage 2: 0b10 is no execution (D8.4).
 const S2_XN: u64 = 3 << 53;
 const S2_XN_NEVER: u64 = 2 << 53;
 

@@ -3,7 +3,9 @@
 //! Source: The RISC-V Instruction Set Manual, volume II (privileged), chapter "Supervisor-Level ISA":
 //! sections "Sv39", "Sv48", "Sv57", and the extensions Svnapot (64 KiB pages), Svpbmt (memory types)
 //! and Svadu (hardware updates A and D); the RISC-V IOMMU specification takes them over as they are.
-//! The three schemes differ in their number of levels only. IOVAs are sign-extended.
+//! The three schemes differ in their number of levels only. IOVAs are sign-extended. The fields of an
+//! entry are in section "Sv32", "Addressing and Memory Protection", which the others refer to, but for
+//! what is noted.
 
 use crate::{Config, Dirty, Field, Format, Kind, Prot};
 
@@ -20,7 +22,7 @@ const U: u64 = 1 << 4;
 const A: u64 = 1 << 6;
 /// D, bit 7: dirty (Svadu: set by hardware).
 const D: u64 = 1 << 7;
-/// PPN, bits 53:10: physical address shifted right by 12.
+/// PPN, bits 53:10: physical address shifted right by 12 (section "Sv39").
 const PPN: u64 = 0x003f_ffff_ffff_fc00;
 /// PBMT, bits 62:61 (Svpbmt): 1 non-cacheable, 2 strongly ordered I/O.
 const PBMT_SHIFT: u32 = 61;

@@ -8,20 +8,21 @@
 
 use crate::{Config, Dirty, Field, Format, Kind, Prot};
 
-/// I (53), page table: the page is invalid.
+/// I (53), page table ("Page-Table Entries"): the page is invalid.
 const PAGE_INVALID: u64 = 1 << 10;
-/// P (54), page table: no writes.
+/// P (54), page table ("Page-Table Entries"): no writes.
 const PROTECT: u64 = 1 << 9;
 /// Page-frame real address (0-51) of a page table's entry; table origin of a region's.
 const FRAME: u64 = !0xfff;
-/// Page-table origin (0-52) of a segment table's entry: page tables are 2 KiB.
+/// Page-table origin (0-52) of a segment table's entry ("Segment-Table Entries"): page tables are 2 KiB.
 const PAGE_TABLE: u64 = !0x7ff;
-/// I (58), region and segment tables: the entry is invalid.
+/// I (58), region and segment tables ("Region-Table Entries"): the entry is invalid.
 const INVALID: u64 = 1 << 5;
-/// TT (60-61): what table the entry is in: 0 segment, 1 region third, 2 region second, 3 region first.
+/// TT (60-61), likewise: what table the entry is in: 0 segment, 1 region third, 2 region second, 3
+/// region first.
 const TYPE_SHIFT: u32 = 2;
 const TYPE: u64 = 3 << TYPE_SHIFT;
-/// TL (62-63), region tables: the length of the table below; 3 says that it is whole.
+/// TL (62-63), region tables, likewise: the length of the table below; 3 says that it is whole.
 const LENGTH: u64 = 3;
 
 /// s390 DMA tables.

@@ -8,15 +8,15 @@ use crate::{Config, Dirty, Field, Format, Prot};
 
 /// R, bit 0: read permission. An entry with neither R nor W is not present (section 3.7.1).
 const R: u64 = 1 << 0;
-/// W, bit 1: write permission.
+/// W, bit 1: write permission (section 3.7.1).
 const W: u64 = 1 << 1;
-/// PS, bit 7: a page of the level's size (SS-PDE, SS-PDPE).
+/// PS, bit 7: a page of the level's size (section 9.8, SS-PDE and SS-PDPE).
 const PS: u64 = 1 << 7;
 /// A, bit 8: accessed (section 3.7.2).
 const A: u64 = 1 << 8;
 /// D, bit 9: dirty (section 3.7.2).
 const D: u64 = 1 << 9;
-/// SNP, bit 11: snoop behaviour: accesses to the page are snooped.
+/// SNP, bit 11: snoop behaviour: accesses to the page are snooped (section 9.8).
 const SNP: u64 = 1 << 11;
 
 /// Intel VT-d second stage.
@@ -31,7 +31,7 @@ impl Format for VtdSecond {
     /// A walk takes the AND of its entries' permissions, so tables give them all.
     const TABLE: u64 = R | W;
     const LARGE: u64 = PS;
-    /// ADDR, bits 51:12; bits above the host address width are reserved.
+    /// ADDR, bits 51:12 (section 9.8); bits above the host address width are reserved.
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     const FIELDS: &'static [Field] = &[
         Field {

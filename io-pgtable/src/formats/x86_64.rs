@@ -3,27 +3,27 @@
 //! Sources: Intel Virtualization Technology for Directed I/O, revision 4.1, section 9.7 "First-Stage
 //! Paging Entries", and AMD 48882 section 2.2.6 "Guest Page Tables", which both take over the
 //! processor's own: Intel SDM volume 3, section 5.5 "4-Level Paging and 5-Level Paging". IOVAs are
-//! canonical.
+//! canonical. Sections at the fields are the SDM's, volume 3.
 
 use crate::{Config, Dirty, Field, Format, Prot};
 
-/// P, bit 0: present.
+/// P, bit 0: present (5.5.4).
 const P: u64 = 1 << 0;
-/// R/W, bit 1: writes are allowed.
+/// R/W, bit 1: writes are allowed (5.6).
 const RW: u64 = 1 << 1;
-/// U/S, bit 2: requests without supervisor privilege are allowed.
+/// U/S, bit 2: requests without supervisor privilege are allowed (5.6).
 const US: u64 = 1 << 2;
-/// PWT, bit 3, and PCD, bit 4: they choose the memory type; PAT entry 2 (uncached minus) and 3
+/// PWT, bit 3, and PCD, bit 4: they choose the memory type (5.9.2); PAT entry 2 (uncached minus) and 3
 /// (uncached) in the PAT's reset state (SDM volume 3, section 13.12.4).
 const PWT: u64 = 1 << 3;
 const PCD: u64 = 1 << 4;
-/// A, bit 5: accessed.
+/// A, bit 5: accessed (5.8).
 const A: u64 = 1 << 5;
-/// D, bit 6: dirty.
+/// D, bit 6: dirty (5.8).
 const D: u64 = 1 << 6;
-/// PS, bit 7: a page of the level's size.
+/// PS, bit 7: a page of the level's size (5.5.4).
 const PS: u64 = 1 << 7;
-/// XD, bit 63: no instruction fetches. AMD calls it NX.
+/// XD, bit 63: no instruction fetches (5.6). AMD calls it NX.
 const XD: u64 = 1 << 63;
 
 /// x86-64 first stage.
@@ -39,7 +39,7 @@ impl Format for X86_64 {
     /// Tables permit everything, and are marked as accessed, so that no walk has to.
     const TABLE: u64 = P | RW | US | A;
     const LARGE: u64 = PS;
-    /// Bits 51:12.
+    /// The address, bits 51:12 (5.5.4).
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     const FIELDS: &'static [Field] = &[
         // What is present can be read.

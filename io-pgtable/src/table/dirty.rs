@@ -20,10 +20,10 @@ struct Scan<'a, F: Format, M: Memory, S> {
 
 impl<F: Format, M: Memory> Table<F, M> {
     /// Reports every stretch of IOVAs (first, length) within `len` bytes at `iova` that was written,
-    /// a page or part of one at a time, in order; see [`Bitmap`](crate::Bitmap) for a place to put them. With
-    /// `clear`, pages that lie wholly in the range are clean afterwards, and the caller has to make the
-    /// hardware forget what it cached. A page that is only partly in the range stays dirty, because
-    /// the state of its other part would be lost.
+    /// a page or part of one at a time, in order; see [`Bitmap`](crate::Bitmap) for a place to put
+    /// them. With `clear`, pages that lie wholly in the range are clean afterwards, and the caller
+    /// has to make the hardware forget what it cached. A page that is only partly in the range
+    /// stays dirty, because the state of its other part would be lost.
     pub fn read_dirty(
         &self,
         iova: u64,
@@ -86,8 +86,8 @@ impl<F: Format, M: Memory, S: FnMut(u64, u64)> Scan<'_, F, M, S> {
         Ok(())
     }
 
-    /// Reports what is dirty among entries `index` to `end` of a table of level 0 that holds `first`; returns
-    /// the index after the last page, which may go on beyond `end`.
+    /// Reports what is dirty among entries `index` to `end` of a table of level 0 that holds
+    /// `first`; returns the index after the last page, which may go on beyond `end`.
     fn leaves(&mut self, tab: Tab<'_>, first: u64, mut index: usize, end: usize) -> usize {
         while index < end {
             let entry = tab.load(index);

@@ -150,9 +150,10 @@ impl<F: Format, M: Memory> Table<F, M> {
 }
 
 impl<F: Format, M: Memory> Shared<F, M> {
-    /// The short way of the usual map: small pages, none of which could be part of a larger one, that go into
-    /// one table of level 0 which is there or has just to be made. Returns how many bytes it mapped
-    /// before it met something else than this, or something in the way; 0 if anything is unusual.
+    /// The short way of the usual map: small pages, none of which could be part of a larger one,
+    /// that go into one table of level 0 which is there or has just to be made. Returns how many
+    /// bytes it mapped before it met something else than this, or something in the way; 0 if
+    /// anything is unusual.
     ///
     /// # Safety
     /// The caller is the writer, and there are no readers.

@@ -7,6 +7,9 @@
 //! # Memory ordering
 //! - Every entry that a reader can reach is one aligned 64-bit atomic; a reader sees the old entry or
 //!   the new one, never a mixture.
+//! - Without readers, the writer takes words as plain memory. That there are none it sees by a SeqCst
+//!   load of their number, which a reader lowers after its last access; and a new one can only be made
+//!   from the writer, which is borrowed meanwhile, or from another reader.
 //! - A new table is filled before the entry that points at it is stored with Release; a reader loads
 //!   entries with Acquire. So a table is complete when it can be seen.
 //! - `map` issues a Release fence before the leaves' relaxed stores: whoever translates through one of
@@ -82,8 +85,9 @@ impl<F: Format, M: Memory> Shared<F, M> {
     fn tab(&self, pa: u64, lg2: u32) -> Option<Tab<'_>> {
         let words = self.memory.at(pa, 8 << lg2)?;
         // SAFETY: `Memory::at` vouches for the words of a page that was allocated; `pa` comes from
-        // an entry or the top word, which this crate wrote with such pages only, and pages are freed only when no
-        // reader can hold them. All accesses are atomic except for `Tab::init`, before publication.
+        // an entry or the top word, which this crate wrote with such pages only, and pages are
+        // freed only when no reader can hold them. All accesses are atomic but for those
+        // through `Tab::cells`, whose callers are alone.
         Some(unsafe { Tab::new(words, lg2) })
     }
 
