@@ -27,6 +27,11 @@ impl<'m> Tab<'m> {
         Self { words, lg2, memory: PhantomData }
     }
 
+    /// Where the first word is.
+    pub(crate) fn start(self) -> NonNull<u64> {
+        self.words
+    }
+
     pub(crate) fn lg2(self) -> u32 {
         self.lg2
     }

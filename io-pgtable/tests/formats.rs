@@ -14,6 +14,7 @@ macro_rules! rows {
                 crate::suite::corners::every_size_at_both_ends::<$format>($config);
                 crate::suite::corners::refusals::<$format>($config);
                 crate::suite::corners::no_tables_stay_in_the_way::<$format>($config);
+                crate::suite::corners::the_table_nearby_goes_away::<$format>($config);
             }
 
             #[test]

@@ -5,7 +5,7 @@
 //! they are linked. If anything fails, what was written is taken back, tables included.
 
 use super::run::{Run, all_are};
-use super::{Shared, Table, retire, top_word};
+use super::{Near, Shared, Table, retire, top_word};
 use crate::raw::Tab;
 use crate::reclaim::Retired;
 use crate::{Config, Error, Format, Kind, Memory, Prot};
@@ -62,8 +62,8 @@ impl<F: Format, M: Memory> Table<F, M> {
         fence(Release);
         let mut done = 0;
         if !shared.epochs.watched() {
-            // SAFETY: the writer has no readers.
-            done = unsafe { shared.put_pages(first, last, pa, sizes, attrs) };
+            // SAFETY: the writer has no readers, and what unlinks tables forgets this one.
+            done = unsafe { shared.put_pages(&mut self.near, first, last, pa, sizes, attrs) };
         }
         if done == len {
             return Ok(());
@@ -80,6 +80,7 @@ impl<F: Format, M: Memory> Table<F, M> {
         sizes: u64,
         attrs: u64,
     ) -> Result<(), Error> {
+        self.near = Near::NONE;
         let len = last - first + 1;
         let before = self.shared.top.load(Relaxed);
         let mut left = len - done;
@@ -156,20 +157,38 @@ impl<F: Format, M: Memory> Shared<F, M> {
     /// anything is unusual.
     ///
     /// # Safety
-    /// The caller is the writer, and there are no readers.
+    /// The caller is the writer, and there are no readers. `near` is from here, or from `unmap`, and no
+    /// table was unlinked since.
     #[inline(always)]
-    unsafe fn put_pages(&self, first: u64, last: u64, pa: u64, sizes: u64, attrs: u64) -> u64 {
+    unsafe fn put_pages(
+        &self,
+        near: &mut Near,
+        first: u64,
+        last: u64,
+        pa: u64,
+        sizes: u64,
+        attrs: u64,
+    ) -> u64 {
         let shift = F::shift(0);
         let alike = Config::low((first ^ pa).trailing_zeros() + 1);
         let straight = (pa ^ (pa + (last - first))) >> (F::LINEAR_LG2 - 1) >> 1 == 0;
         if sizes & alike != 1 << shift || !straight {
             return 0;
         }
-        let Some((level, tab)) = self.top() else { return 0 };
-        if last > Self::reach(level, tab) {
-            return 0;
-        }
-        let Ok((level, tab)) = self.common(level, tab, first, last) else { return 0 };
+        // SAFETY: passed through.
+        let (level, tab) = if let Some(tab) = unsafe { near.get::<F>(first, last) } {
+            (0, tab)
+        } else {
+            let Some((top, tab)) = self.top() else { return 0 };
+            if last > Self::reach(top, tab) {
+                return 0;
+            }
+            let Ok((level, tab)) = self.common(top, tab, first, last) else { return 0 };
+            if level == 0 && top > 0 {
+                near.keep::<F>(first, tab);
+            }
+            (level, tab)
+        };
         let entry = F::leaf(0, shift, attrs, pa);
         let stride = F::leaf(0, shift, attrs, pa.wrapping_add(1 << shift)).wrapping_sub(entry);
         let run = Run { first: entry, stride, repeat: 0 };

@@ -37,6 +37,7 @@ use crate::{Config, Error, Format, Kind, Memory};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::marker::PhantomData;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering::*};
 
 pub use read::{Step, Translation, Walk};
@@ -161,6 +162,44 @@ impl<F, M: Memory> Drop for Shared<F, M> {
 pub struct Table<F: Format, M: Memory> {
     shared: Arc<Shared<F, M>>,
     retired: Retired,
+    near: Near,
+}
+
+/// Where the writer was: the table of level 0 that its last short map or unmap found, because the
+/// next one is often there, too. Whatever may unlink a table forgets it.
+struct Near {
+    /// The IOVAs of the table, as the index of its entry in all of level 1.
+    region: u64,
+    words: NonNull<u64>,
+}
+
+// SAFETY: the pointer is into a page of the table's memory, which is Send and Sync; it is only followed
+// by whoever has the whole table, mutably.
+unsafe impl Send for Near {}
+// SAFETY: as above.
+unsafe impl Sync for Near {}
+
+impl Near {
+    /// No table: no region is that far.
+    const NONE: Self = Self { region: u64::MAX, words: NonNull::dangling() };
+
+    /// Keeps `tab`, a table of level 0 that is not the top.
+    #[inline]
+    fn keep<F: Format>(&mut self, iova: u64, tab: Tab<'_>) {
+        *self = Self { region: iova >> F::shift(1), words: tab.start() };
+    }
+
+    /// The table that was kept, if it holds both IOVAs.
+    ///
+    /// # Safety
+    /// No table was unlinked from the one with this memory since it was kept.
+    #[inline]
+    unsafe fn get<'m, F: Format>(&self, first: u64, last: u64) -> Option<Tab<'m>> {
+        let here = first >> F::shift(1) == self.region && last >> F::shift(1) == self.region;
+        // SAFETY: the words were those of a table of level 0, which is linked still; `Memory` keeps a
+        // page at one place.
+        here.then(|| unsafe { Tab::new(self.words, F::index_lg2(0)) })
+    }
 }
 
 /// A point in time that readers have to pass. From [`Table::barrier`].
@@ -181,7 +220,7 @@ impl<F: Format, M: Memory> Table<F, M> {
         // SAFETY: the page was just allocated and nothing points at it.
         unsafe { tab.init(0..tab.len(), F::absent(level)) };
         shared.top.store(top_word(pa, config.levels, lg2), Release);
-        Ok(Self { shared: Arc::new(shared), retired: Retired::new() })
+        Ok(Self { shared: Arc::new(shared), retired: Retired::new(), near: Near::NONE })
     }
 
     /// The table's shape.

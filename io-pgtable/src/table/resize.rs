@@ -6,7 +6,7 @@
 //! without BBML2 wants the old entry to be broken first; that is for its driver to do.)
 
 use super::map::Mapper;
-use super::{Shared, Table, entry_iova, retire};
+use super::{Near, Shared, Table, entry_iova, retire};
 use crate::raw::Tab;
 use crate::reclaim::Retired;
 use crate::{Config, Error, Format, Kind, Memory};
@@ -20,6 +20,7 @@ impl<F: Format, M: Memory> Table<F, M> {
     pub fn cut(&mut self, at: u64) -> Result<bool, Error> {
         let (iova, _) = self.shared.config.range::<F>(at, 1)?;
         self.reclaim();
+        self.near = Near::NONE;
         let (shared, retired) = (&*self.shared, &mut self.retired);
         let sizes = shared.sizes;
         let page_size = 1 << sizes.trailing_zeros();
@@ -118,6 +119,7 @@ impl<F: Format, M: Memory> Table<F, M> {
     pub fn merge(&mut self, iova: u64, len: u64, page_sizes: u64) -> Result<usize, Error> {
         let (first, last) = self.shared.config.range::<F>(iova, len)?;
         self.reclaim();
+        self.near = Near::NONE;
         let (shared, retired) = (&*self.shared, &mut self.retired);
         let Some((level, tab)) = shared.top() else { return Ok(0) };
         let reach = Shared::<F, M>::reach(level, tab);

@@ -1,7 +1,7 @@
 //! Unmap: takes entries out and says what they were.
 
 use super::run::{all_are, clear, count_used};
-use super::{Shared, Table, retire};
+use super::{Near, Shared, Table, retire};
 use crate::raw::Tab;
 use crate::reclaim::Retired;
 use crate::{Config, Error, Format, Kind, Memory, Prot};
@@ -80,13 +80,25 @@ impl<F: Format, M: Memory> Table<F, M> {
             self.reclaim();
         }
         let shared = &*self.shared;
-        let Some((level, tab)) = shared.top() else { return Ok(0) };
-        let reach = Shared::<F, M>::reach(level, tab);
+        let Some((top, tab)) = shared.top() else { return Ok(0) };
+        let reach = Shared::<F, M>::reach(top, tab);
         if first > reach {
             return Ok(0);
         }
         let last = last.min(reach);
-        let (level, tab) = shared.common(level, tab, first, last)?;
+        // A table that the range covers wholly is freed, so that it does not do to be in it.
+        let whole = first ^ last == Config::low(F::shift(1));
+        // SAFETY: what unlinks tables forgets the one that is near.
+        let near = unsafe { self.near.get::<F>(first, last) }.filter(|_| !whole);
+        let (level, tab) = match near {
+            Some(tab) => (0, tab),
+            None => shared.common(top, tab, first, last)?,
+        };
+        if level > 0 {
+            self.near = Near::NONE;
+        } else if top > 0 {
+            self.near.keep::<F>(first, tab);
+        }
         shared.at_boundary(level, tab, first, false)?;
         shared.at_boundary(level, tab, last, true)?;
         let solo = !shared.epochs.watched();

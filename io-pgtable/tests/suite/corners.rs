@@ -119,3 +119,53 @@ pub(crate) fn no_tables_stay_in_the_way<F: Format>(config: Config) {
     drop(table);
     assert_eq!(heap.pages(), 0);
 }
+
+/// The writer remembers where it was last. Whatever takes that table away, the next change goes where a
+/// walk from the top finds it.
+pub(crate) fn the_table_nearby_goes_away<F: Format>(config: Config) {
+    let heap = Heap::new();
+    let small = 1u64 << sizes::<F>(&config)[0];
+    let region = small << F::index_lg2(0);
+    let page = |table: &mut Table<F, &Heap>, iova: u64, pa: u64| {
+        table.map(iova, pa, small, RW, small).unwrap();
+        assert_eq!(table.translate(iova).unwrap().pa, pa, "{iova:#x}");
+        assert!(table.walk(iova).unwrap().steps.last().unwrap().kind == Kind::Leaf);
+    };
+    let mut table = Table::<F, _>::new(&heap, config).unwrap();
+    for round in 0..2 {
+        // Unmap takes the table with its last page.
+        page(&mut table, region, 0);
+        page(&mut table, region + small, 5 * small);
+        assert_eq!(table.unmap(region + small, small), Ok(small));
+        assert_eq!(table.unmap(region, region), Ok(small));
+        assert!(table.translate(region).is_err());
+        page(&mut table, region + 2 * small, 7 * small);
+        assert_eq!(table.unmap(region, 2 * region), Ok(small));
+        // A large page takes an empty one.
+        let large = config.page_sizes & F::page_sizes(&config) & region;
+        if large != 0 {
+            page(&mut table, region, 0);
+            assert_eq!(table.unmap(region, small), Ok(small));
+            table.map(region, 0, region, RW, region).unwrap();
+            assert!(table.map(region, 0, small, RW, small).is_err());
+            assert!(matches!(table.unmap(region, small), Err(Error::InsideEntry { .. })));
+            // Cut makes one, merge takes it again.
+            assert_eq!(table.cut(region + small), Ok(true));
+            assert_eq!(table.unmap(region, small), Ok(small));
+            page(&mut table, region, 0);
+            table.merge(region, region, region).unwrap();
+            assert!(matches!(table.unmap(region, small), Err(Error::InsideEntry { .. })));
+            assert_eq!(table.unmap(region, region), Ok(region));
+        }
+        // And a map that fails takes what it made.
+        let last = 2 * region - small;
+        page(&mut table, last, 0);
+        let result = table.map(region - small, 0, region + small, RW, small);
+        assert_eq!(result, Err(Error::Exists { iova: last }));
+        assert_eq!(table.unmap(last, small), Ok(small));
+        page(&mut table, region, round * small);
+        assert_eq!(table.unmap(0, 4 * region), Ok(small));
+    }
+    drop(table);
+    assert_eq!(heap.pages(), 0);
+}
