@@ -1,7 +1,7 @@
 //! The node's side of the wire: opens become contexts, ioctls go to the engine.
 //!
-//! Every request is answered on the thread that got it. What may hold a thread, because it stops
-//! the caller or asks about the caller's files, is answered apart from the reader.
+//! Every request is answered on the thread that got it, which reads the next one after that: waking
+//! another costs more than most requests. Whoever held the reader lately is answered apart from it.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -100,22 +100,9 @@ pub(super) struct NodeHandler {
     pub(super) group: u32,
 }
 
-/// Commands that may stop the caller or ask about its files: those that give descriptors or take
-/// their numbers.
-fn is_slow(command: u32) -> bool {
-    const FAULT_QUEUE_ALLOC: u32 = ioctl_abi::Command::FaultQueueAlloc as u32;
-    const VEVENTQ_ALLOC: u32 = ioctl_abi::Command::VeventqAlloc as u32;
-    const IOAS_MAP_FILE: u32 = ioctl_abi::Command::IoasMapFile as u32;
-    const TEST: u32 = 0x3ba0;
-    matches!(command, FAULT_QUEUE_ALLOC | VEVENTQ_ALLOC | IOAS_MAP_FILE | TEST)
-}
-
 impl Handler for NodeHandler {
     fn pace(&self, _: &Header, op: &Op<'_>) -> Pace {
         let Op::Ioctl(ioctl) = op else { return Pace::Quick };
-        if is_slow(ioctl.cmd) {
-            return Pace::Slow;
-        }
         match self.daemon.opens.get(ioctl.fh) {
             Some(open) if self.daemon.opens.is_wary(&open) => Pace::Slow,
             _ => Pace::Quick,
@@ -146,7 +133,7 @@ impl Handler for NodeHandler {
             return reply.ioctl(Err(error));
         }
         // A pace that was found quick may have become slow since; that only holds the reader.
-        let _apart = if is_slow(ioctl.cmd) || self.daemon.opens.is_wary(&open) {
+        let _apart = if self.daemon.opens.is_wary(&open) {
             match self.daemon.opens.enter(&open) {
                 Ok(apart) => Some(apart),
                 Err(error) => return reply.ioctl(Err(error)),

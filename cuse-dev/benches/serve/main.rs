@@ -1,0 +1,249 @@
+//! What a call on a node of `softiommu serve` costs beyond its way there and back.
+//!
+//! Prints `measure NAME RATIO goal GOAL`: the time of two calls (a pair) over that of two null calls
+//! on the node of a minimal server in C ([`null.c`](null.c)), on the same front end. Both have their
+//! turns, and each one's quickest round counts, so that a busy machine disturbs the ratio little.
+//! Then calls a second with several callers on both, and what the daemon does while nobody calls.
+//!
+//! Needs root, a C compiler, and FUSE; `SERVE_BENCH=cuse` measures CUSE, where the kernel has it.
+#![allow(unsafe_code)] // ioctls
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ioctl_abi::command::iommufd::{
+    IOMMU_DESTROY, IOMMU_IOAS_ALLOC, IOMMU_IOAS_MAP, IOMMU_IOAS_UNMAP,
+};
+use ioctl_abi::iommufd::{iommu_destroy, iommu_ioas_alloc, iommu_ioas_map, iommu_ioas_unmap};
+
+const ROUNDS: usize = 40;
+const PAIRS: u32 = 200;
+const CALLERS: [usize; 4] = [1, 2, 8, 64];
+const LOAD: Duration = Duration::from_millis(400);
+const IDLE: Duration = Duration::from_secs(2);
+
+/// A server of a node, until it is dropped.
+struct Served {
+    process: Child,
+    node: PathBuf,
+}
+
+impl Served {
+    fn start(mut command: Command, node: PathBuf) -> Self {
+        let mut process = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let (out, log) = (process.stdout.take().unwrap(), process.stderr.take().unwrap());
+        let (send, serving) = std::sync::mpsc::channel();
+        for stream in [Box::new(out) as Box<dyn std::io::Read + Send>, Box::new(log)] {
+            let send = send.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    if line.contains("serving") {
+                        let _ = send.send(());
+                    } else {
+                        eprintln!("{line}");
+                    }
+                }
+            });
+        }
+        drop(send);
+        serving.recv().expect("the server serves");
+        Self { process, node }
+    }
+
+    fn null(front: &str, directory: &Path) -> Self {
+        let (program, source) = (directory.join("null"), directory.join("null.c"));
+        std::fs::write(&source, include_str!("null.c")).unwrap();
+        let built = Command::new("cc").args(["-O2", "-o"]).args([&program, &source]).status();
+        assert!(built.is_ok_and(|status| status.success()), "a C compiler");
+        let mut command = Command::new(program);
+        if front == "cuse" {
+            command.args(["cuse", "softiommu-null"]);
+            return Self::start(command, "/dev/softiommu-null".into());
+        }
+        let file = directory.join("node");
+        File::create(&file).unwrap();
+        command.arg("fuse").arg(&file);
+        Self::start(command, file)
+    }
+
+    fn softiommu(front: &str) -> Self {
+        let name = "softiommu-bench";
+        let mut command = Command::new(env!("CARGO_BIN_EXE_softiommu"));
+        command
+            .args(["serve", "--foreground", "--front", front, "--name", name])
+            .env("RUST_LOG", "info");
+        Self::start(command, Path::new("/dev").join(name))
+    }
+
+    fn open(&self) -> File {
+        // A CUSE device's node appears in its own time.
+        let begin = Instant::now();
+        loop {
+            match File::options().read(true).write(true).open(&self.node) {
+                Ok(file) => return file,
+                Err(error) => assert!(begin.elapsed() < Duration::from_secs(10), "{error}"),
+            }
+        }
+    }
+
+    /// Clock ticks and voluntary switches of all its threads so far.
+    fn spent(&self) -> (u64, u64) {
+        let tasks = format!("/proc/{}/task", self.process.id());
+        let read = |name: &str| {
+            std::fs::read_dir(&tasks)
+                .unwrap()
+                .flatten()
+                .filter_map(|task| std::fs::read_to_string(task.path().join(name)).ok())
+                .collect::<Vec<_>>()
+        };
+        let ticks = read("stat").iter().map(|stat| {
+            let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+        });
+        let switches = read("status").join("\n");
+        let switches = switches
+            .lines()
+            .filter_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
+            .map(|count| count.trim().parse::<u64>().unwrap());
+        (ticks.sum(), switches.sum())
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.process.id() as i32);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM);
+        let _ = self.process.wait();
+        // The null server does not clean up.
+        let _ = nix::mount::umount2(&self.node, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+fn call<T>(node: &File, command: u32, argument: &mut T) -> i32 {
+    let pointer = std::ptr::from_mut(argument);
+    // SAFETY: each command is called with its own struct.
+    unsafe { libc::ioctl(node.as_raw_fd(), command.into(), pointer) }
+}
+
+fn null_pair(node: &File) {
+    for _ in 0..2 {
+        assert_eq!(call(node, IOMMU_IOAS_ALLOC, &mut iommu_ioas_alloc::default()), 0);
+    }
+}
+
+fn alloc(node: &File) -> u32 {
+    let size = size_of::<iommu_ioas_alloc>() as u32;
+    let mut alloc = iommu_ioas_alloc { size, ..Default::default() };
+    assert_eq!(call(node, IOMMU_IOAS_ALLOC, &mut alloc), 0);
+    alloc.out_ioas_id
+}
+
+fn alloc_pair(node: &File) {
+    let id = alloc(node);
+    let mut destroy = iommu_destroy { size: size_of::<iommu_destroy>() as u32, id };
+    assert_eq!(call(node, IOMMU_DESTROY, &mut destroy), 0);
+}
+
+fn map_pair(node: &File, ioas_id: u32, page: &mut [u8]) {
+    let mut map = iommu_ioas_map {
+        size: size_of::<iommu_ioas_map>() as u32,
+        flags: 7,
+        ioas_id,
+        user_va: page.as_mut_ptr() as u64,
+        length: page.len() as u64,
+        iova: 0x10_0000,
+        ..Default::default()
+    };
+    assert_eq!(call(node, IOMMU_IOAS_MAP, &mut map), 0);
+    let mut unmap = iommu_ioas_unmap {
+        size: size_of::<iommu_ioas_unmap>() as u32,
+        ioas_id,
+        iova: map.iova,
+        length: map.length,
+    };
+    assert_eq!(call(node, IOMMU_IOAS_UNMAP, &mut unmap), 0);
+}
+
+/// Nanoseconds of one pair.
+fn time(mut pair: impl FnMut()) -> f64 {
+    let began = Instant::now();
+    (0..PAIRS).for_each(|_| pair());
+    began.elapsed().as_nanos() as f64 / f64::from(PAIRS)
+}
+
+/// Calls a second by so many callers, each with a file of its own.
+fn throughput(served: &Served, callers: usize, pair: fn(&File)) -> f64 {
+    let (end, pairs) = (AtomicBool::new(false), AtomicU64::new(0));
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..callers {
+            scope.spawn(|| {
+                let node = served.open();
+                while !end.load(Ordering::Relaxed) {
+                    pair(&node);
+                    pairs.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        std::thread::sleep(LOAD);
+        end.store(true, Ordering::Relaxed);
+    });
+    2.0 * pairs.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64()
+}
+
+fn main() {
+    let front = std::env::var("SERVE_BENCH").unwrap_or_else(|_| "fuse".into());
+    if !nix::unistd::geteuid().is_root() || !Path::new(&format!("/dev/{front}")).exists() {
+        println!("SKIPPED: this needs root and /dev/{front}");
+        return;
+    }
+    let directory = std::env::temp_dir().join(format!("softiommu-bench-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    let (null, served) = (Served::null(&front, &directory), Served::softiommu(&front));
+    let (null_node, node) = (null.open(), served.open());
+    let ioas = alloc(&node);
+    let mut buffer = vec![1; 8192];
+    let start = buffer.as_ptr().align_offset(4096);
+    let page = &mut buffer[start..start + 4096];
+    let mut best = [f64::INFINITY; 3];
+    for _ in 0..ROUNDS {
+        let round = [
+            time(|| null_pair(&null_node)),
+            time(|| alloc_pair(&node)),
+            time(|| map_pair(&node, ioas, page)),
+        ];
+        for (best, this) in best.iter_mut().zip(round) {
+            *best = best.min(this);
+        }
+    }
+    let [null_time, alloc_time, map_time] = best;
+    println!("front end: {front}; null call: {:.0} ns", null_time / 2.0);
+    println!("measure serve_ioas_alloc_destroy {:.2} goal 1.15", alloc_time / null_time);
+    println!("measure serve_ioas_map_unmap_4k {:.2} goal 1.5", map_time / null_time);
+    for callers in CALLERS {
+        let (ours, theirs) = (
+            throughput(&served, callers, alloc_pair),
+            throughput(&null, callers, null_pair),
+        );
+        println!("{callers:3} callers: {ours:8.0} calls/s, null server {theirs:8.0} calls/s");
+    }
+    // What threads were needed for goes to rest first.
+    std::thread::sleep(Duration::from_millis(500));
+    let before = served.spent();
+    std::thread::sleep(IDLE);
+    let after = served.spent();
+    println!("measure serve_idle_cpu_ticks {} goal 0", after.0 - before.0);
+    println!("measure serve_idle_switches {} goal 0", after.1 - before.1);
+    drop((null, served));
+    let _ = std::fs::remove_dir_all(directory);
+}
