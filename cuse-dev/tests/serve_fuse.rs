@@ -252,6 +252,19 @@ fn pinned() -> u64 {
     line.trim_end_matches("kB").trim().parse().unwrap()
 }
 
+const IOVA: u64 = 1 << 24;
+
+/// Maps memory where a mock domain has it pinned at once.
+fn map_at(file: &File, ioas: u32, memory: u64, length: u64) -> Result<(), Errno> {
+    // The selftest's IOMMU_TEST_OP_MOCK_DOMAIN: size, op, the IOAS.
+    let mut domain = [0_u32; 32];
+    domain[..3].copy_from_slice(&[128, 2, ioas]);
+    ioctl(file, 0x3ba0, &mut domain)?;
+    // IOMMU_IOAS_MAP: readable, writable, at a fixed IOVA.
+    let mut map = [40 | 7 << 32, u64::from(ioas), memory, length, IOVA];
+    ioctl(file, 0x3b85, &mut map).map(drop)
+}
+
 /// Maps private memory, and looks whether the kernel pinned it.
 fn map_private(file: &File) {
     const LENGTH: usize = 64 << 12;
@@ -261,16 +274,11 @@ fn map_private(file: &File) {
     // SAFETY: new memory of our own.
     let memory = unsafe { libc::mmap(std::ptr::null_mut(), LENGTH, rights, flags, -1, 0) } as u64;
     let before = pinned();
-    // The selftest's mock domain (size, op 2, the IOAS) has what is mapped pinned.
-    let mut domain = [0_u32; 32];
-    domain[..3].copy_from_slice(&[128, 2, ioas]);
-    ioctl(file, 0x3ba0, &mut domain).unwrap();
-    // IOMMU_IOAS_MAP and _UNMAP: readable, writable, at a fixed IOVA.
-    let (length, iova) = (LENGTH as u64, 1 << 24);
-    let mut map = [40 | 7 << 32, u64::from(ioas), memory, length, iova];
-    ioctl(file, 0x3b85, &mut map).unwrap();
+    let length = LENGTH as u64;
+    map_at(file, ioas, memory, length).unwrap();
     assert_eq!(pinned() - before, length / 1024);
-    ioctl(file, 0x3b86, &mut [24 | u64::from(ioas) << 32, iova, length]).unwrap();
+    // IOMMU_IOAS_UNMAP
+    ioctl(file, 0x3b86, &mut [24 | u64::from(ioas) << 32, IOVA, length]).unwrap();
     assert_eq!(pinned(), before);
 }
 
@@ -438,7 +446,11 @@ fn a_taken_node_is_refused_with_a_reason() {
 
 /// A caller, another user than root, whose three requests hang on memory that never answers.
 fn stuck_caller(daemon: &Daemon) -> Option<Child> {
-    let mut child = daemon.caller("stuck").spawn().unwrap();
+    caller_that_is_stuck(daemon, "stuck")
+}
+
+fn caller_that_is_stuck(daemon: &Daemon, how: &str) -> Option<Child> {
+    let mut child = daemon.caller(how).spawn().unwrap();
     let mut output = BufReader::new(child.stdout.as_mut().unwrap());
     let mut said = String::new();
     while !said.contains("stuck") {
@@ -478,6 +490,19 @@ fn callers_that_hold_requests_up_do_not_hold_the_end_up() {
     let mut rest = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_to_string(&mut rest).unwrap();
     assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_stuck_pin_holds_no_other_users_pins() {
+    let Some(daemon) = Daemon::start(&[]) else { return };
+    let Some(mut child) = caller_that_is_stuck(&daemon, "stuck pin") else { return };
+    std::thread::sleep(Duration::from_millis(100));
+    let begin = Instant::now();
+    map_private(&daemon.open());
+    assert!(begin.elapsed() < PATIENCE);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    map_private(&daemon.open());
 }
 
 #[test]
@@ -521,6 +546,7 @@ fn child() {
             let (_, queue) = fault_queue(&file).unwrap();
             assert_eq!(queue.as_raw_fd(), number);
         }
+        "stuck pin" => stuck_pin(&node),
         "pins" => map_private(&open().unwrap()),
         "storm" => storm(&open().unwrap()),
         "traced" => {
@@ -562,6 +588,18 @@ fn child() {
     }
 }
 
+/// Has memory pinned whose faults are never resolved.
+fn stuck_pin(node: &str) {
+    let Some(memory) = never_answering(16 << 12) else { return };
+    nix::unistd::setgid(65_534.into()).unwrap();
+    nix::unistd::setuid(65_534.into()).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(node).unwrap();
+    let ioas = ioas_alloc(&file).unwrap();
+    println!("stuck");
+    std::io::stdout().flush().unwrap();
+    map_at(&file, ioas, memory as u64, 16 << 12).unwrap();
+}
+
 fn storm(file: &File) {
     extern "C" fn nothing(_: libc::c_int) {}
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
@@ -600,29 +638,34 @@ fn storm(file: &File) {
     assert!(fds < 20, "{fds} descriptors are left");
 }
 
-/// Calls with a pointer to memory whose fault is never resolved.
-fn stuck(node: &str) {
+/// Memory whose faults are never resolved, if such can be had.
+fn never_answering(length: usize) -> Option<usize> {
     const UFFDIO_API: u64 = 0xc018_aa3f;
     const UFFDIO_REGISTER: u64 = 0xc020_aa00;
     // SAFETY: plain system calls on memory of our own, which nobody else uses.
-    let memory = unsafe {
+    unsafe {
         let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) as i32;
         if fd < 0 {
-            return;
+            return None;
         }
         let mut api = [0xaa_u64, 0, 0];
         if libc::ioctl(fd, UFFDIO_API as _, api.as_mut_ptr()) != 0 {
-            return;
+            return None;
         }
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let memory = libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0);
-        let mut register = [memory as u64, 4096, 1, 0];
+        let memory = libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0);
+        let mut register = [memory as u64, length as u64, 1, 0];
         if libc::ioctl(fd, UFFDIO_REGISTER as _, register.as_mut_ptr()) != 0 {
-            return;
+            return None;
         }
-        memory as usize
-    };
+        Some(memory as usize)
+    }
+}
+
+/// Calls with a pointer to memory whose fault is never resolved.
+fn stuck(node: &str) {
+    let Some(memory) = never_answering(4096) else { return };
     nix::unistd::setgid(65_534.into()).unwrap();
     nix::unistd::setuid(65_534.into()).unwrap();
     let file = &OpenOptions::new().read(true).write(true).open(node).unwrap();

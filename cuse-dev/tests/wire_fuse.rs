@@ -139,7 +139,7 @@ impl Handler for Device {
         }
     }
 
-    fn stalled(&self, _: &Header) {
+    fn stalled(&self, _: &Header, _: i32) {
         self.stalled.store(true, Ordering::SeqCst);
     }
 

@@ -231,10 +231,8 @@ fn main() {
     println!("measure serve_ioas_alloc_destroy {:.2} goal 1.15", alloc_time / null_time);
     println!("measure serve_ioas_map_unmap_4k {:.2} goal 1.5", map_time / null_time);
     for callers in CALLERS {
-        let (ours, theirs) = (
-            throughput(&served, callers, alloc_pair),
-            throughput(&null, callers, null_pair),
-        );
+        let (ours, theirs) =
+            (throughput(&served, callers, alloc_pair), throughput(&null, callers, null_pair));
         println!("{callers:3} callers: {ours:8.0} calls/s, null server {theirs:8.0} calls/s");
     }
     // What threads were needed for goes to rest first.

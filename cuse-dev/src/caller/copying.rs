@@ -100,7 +100,7 @@ pub(crate) fn abandon(by: i32) -> bool {
 }
 
 /// Whether our thread sleeps in a system call that copies.
-fn sleeps_in_copy(by: i32) -> bool {
+pub(crate) fn sleeps_in_copy(by: i32) -> bool {
     let copies = [libc::SYS_process_vm_readv, libc::SYS_process_vm_writev];
     // "running", or the number of the call and its arguments.
     let text = std::fs::read_to_string(format!("/proc/self/task/{by}/syscall"));

@@ -183,13 +183,17 @@ impl Handler for NodeHandler {
         copying::abandon(by)
     }
 
-    fn stalled(&self, header: &Header) {
-        tracing::info!(
-            uid = header.uid,
-            tid = header.tid,
-            "a request holds its thread; its user is served apart for a while"
-        );
-        self.daemon.opens.stalled(header.unique, header.uid);
+    fn stalled(&self, header: &Header, by: i32) {
+        // What else takes long is ours, or a busy machine's.
+        let copies = copying::sleeps_in_copy(by);
+        if copies {
+            tracing::info!(
+                uid = header.uid,
+                tid = header.tid,
+                "a copy holds its thread; its user is served apart for a while"
+            );
+        }
+        self.daemon.opens.stalled(header.unique, header.uid, copies);
     }
 
     fn resumed(&self, header: &Header) {

@@ -105,8 +105,12 @@ pub fn serve(options: &Options, prepare: impl FnOnce() -> io::Result<()>) -> Res
             mode: options.mode,
             group: options.group,
         });
-        let wire_options =
-            wire::Options { name: "node", threads: opens::THREADS, ..wire::Options::default() };
+        let wire_options = wire::Options {
+            name: "node",
+            threads: opens::THREADS,
+            spare: SPARE,
+            ..wire::Options::default()
+        };
         let server = wire::Server::start(front.channel(), handler, wire_options);
         let server = Arc::new(server.map_err(setup("start threads"))?);
         let (waited, ended) = (server.clone(), ended.clone());
@@ -140,6 +144,9 @@ pub fn serve(options: &Options, prepare: impl FnOnce() -> io::Result<()>) -> Res
     janitor.finish();
     Ok(())
 }
+
+/// Idle threads of a node that stay: a busy machine delays requests, and each takes another.
+const SPARE: usize = 8;
 
 /// Why the daemon ends.
 #[derive(Debug)]

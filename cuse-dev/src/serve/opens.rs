@@ -141,12 +141,15 @@ impl Opens {
         wary
     }
 
-    /// The request `unique` of `uid` holds its thread, until [`Opens::resumed`].
-    pub(super) fn stalled(&self, unique: u64, uid: u32) {
+    /// The request `unique` of `uid` holds its thread, until [`Opens::resumed`]. If `wary`, it may
+    /// be meant to.
+    pub(super) fn stalled(&self, unique: u64, uid: u32, wary: bool) {
         // Who calls need not be who opened.
         let user = self.users.lock().entry(uid).or_insert_with(|| User::new(uid)).clone();
-        let until = self.now() + WARY.as_millis() as u64;
-        user.wary_until.store(until, Ordering::Relaxed);
+        if wary {
+            let until = self.now() + WARY.as_millis() as u64;
+            user.wary_until.store(until, Ordering::Relaxed);
+        }
         let held = Held::new(&self.held, user);
         self.stalled.lock().insert(unique, held);
     }
@@ -263,7 +266,7 @@ mod tests {
     fn one_who_held_the_reader_is_remembered_over_its_close() {
         let (opens, engine) = opens(2, 1);
         let handle = opens.add(7, || engine.open(Node::Iommu)).unwrap();
-        opens.stalled(1, 7);
+        opens.stalled(1, 7, true);
         opens.resumed(1);
         opens.remove(handle).unwrap();
         let handle = opens.add(7, || engine.open(Node::Iommu)).unwrap();
@@ -277,7 +280,7 @@ mod tests {
         let (one, root) = (open_of(7), open_of(0));
         for unique in 0..SIEGE as u64 {
             assert_eq!(opens.admit(&one), Ok(()));
-            opens.stalled(unique, 7);
+            opens.stalled(unique, 7, true);
         }
         assert_eq!(opens.admit(&open_of(8)), Err(Errno::EAGAIN));
         assert_eq!(opens.admit(&root), Ok(()));

@@ -129,8 +129,10 @@ pub trait Handler: Send + Sync + 'static {
         let _ = unique;
     }
 
-    /// The request of `header` has kept the reader too long. Another thread reads on.
-    fn stalled(&self, header: &Header) {
+    /// The request of `header`, which our thread `by` works on, has kept the reader too long.
+    /// Another thread reads on.
+    fn stalled(&self, header: &Header, by: i32) {
+        let _ = by;
         tracing::debug!(tid = header.tid, "a request holds its thread");
     }
 

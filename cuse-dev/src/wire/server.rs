@@ -439,7 +439,7 @@ impl<H: Handler> Shared<H> {
                     && self.set_apart(now, &answering.header, answering.by, true)
                 {
                     self.hand_over();
-                    self.handler.stalled(&answering.header);
+                    self.handler.stalled(&answering.header, answering.by);
                 }
             } else if self.apart.lock().is_empty() {
                 // The leader sets its turn before it looks whether the watch sleeps.
