@@ -436,7 +436,8 @@ fn a_taken_node_is_refused_with_a_reason() {
     let Some(daemon) = Daemon::start(&[]) else { return };
     let serve = |name: &str| {
         let output = Command::new(env!("CARGO_BIN_EXE_softiommu"))
-            .args(["serve", "--foreground", "--front", "fuse", "--name", name])
+            .args(["serve", "--foreground", "--name", name, "--front"])
+            .arg(std::env::var("SOFTIOMMU_TEST_FRONT").as_deref().unwrap_or("fuse"))
             .output()
             .unwrap();
         assert!(!output.status.success());

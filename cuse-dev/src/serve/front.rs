@@ -32,8 +32,10 @@ pub enum Front {
 pub enum Taken {
     /// The kernel's iommufd, or another driver's device.
     Device,
-    /// Another softiommu.
+    /// Another FUSE daemon, most likely softiommu.
     Served,
+    /// Another CUSE daemon, most likely softiommu.
+    ServedByCuse,
     /// A file that somebody keeps data in, or a directory.
     File,
 }
@@ -68,6 +70,9 @@ impl Taken {
                  `umount -l {}`",
                 path.display()
             ),
+            Self::ServedByCuse => "is served already by a CUSE daemon. Stop it, or serve under \
+                                   another name (--name)"
+                .into(),
             Self::File => "is no empty file; move it away".into(),
         }
     }
@@ -125,11 +130,18 @@ fn clear(path: &Path) -> Result<bool, FrontError> {
     }
     let found = identify::at(&c_path).map_err(|error| failed(path, error.into()))?;
     match found.kind {
+        libc::S_IFCHR if is_cuse(found.special) => Err(taken(Taken::ServedByCuse)),
         libc::S_IFCHR => Err(taken(Taken::Device)),
         libc::S_IFREG if is_fuse(path) => Err(taken(Taken::Served)),
         libc::S_IFREG if found.size == 0 => Ok(true),
         _ => Err(taken(Taken::File)),
     }
+}
+
+/// Whether a process serves the character device of this number.
+fn is_cuse((major, minor): (u32, u32)) -> bool {
+    fs::read_link(format!("/sys/dev/char/{major}:{minor}/subsystem"))
+        .is_ok_and(|class| class.ends_with("cuse"))
 }
 
 fn is_fuse(path: &Path) -> bool {
