@@ -34,6 +34,7 @@ impl Waiting {
         let (answer, number) = pipe2(OFlag::O_CLOEXEC)?;
         // SAFETY: both children call nothing but what a signal handler might.
         match unsafe { fork()? } {
+            // SAFETY: as above.
             ForkResult::Child => match unsafe { fork() } {
                 Ok(ForkResult::Child) => wait_for_end(&theirs, &alive),
                 Ok(ForkResult::Parent { child }) => {

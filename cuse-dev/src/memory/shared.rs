@@ -44,7 +44,7 @@ pub(super) fn pin(
         return Ok(());
     }
     let mut at = offset;
-    for range in data.into_iter().chain([offset + length..offset + length]) {
+    for range in data.into_iter().chain(std::iter::once(offset + length..offset + length)) {
         if range.start > at {
             parts.push(hole(host, map, at, range.start - at, start + (at - offset))?);
         }

@@ -229,7 +229,7 @@ impl Pages {
     pub(crate) fn each_frame(&self, each: &mut dyn FnMut(u64, u64, u64)) {
         match &self.source {
             Source::Dmabuf { .. } => {
-                self.frames(0..self.count, &mut |pfn, count| each(0, pfn, count))
+                self.frames(0..self.count, &mut |pfn, count| each(0, pfn, count));
             }
             _ => self.each_pinned(each),
         }
