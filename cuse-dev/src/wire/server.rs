@@ -6,6 +6,11 @@
 //! is done before the requests that the kernel queued behind it are even seen; with free readers,
 //! a program's next ioctl overtakes its own close.
 //!
+//! FUSE over io_uring is not spoken, nor are cloned descriptors used: both give each processor a
+//! queue of its own, and with them the order above is lost. For a lone caller they are no quicker
+//! (4.5 µs for the ring, 3.6 µs for a reader on the caller's processor), and the ring takes an
+//! administrator to switch it on (`fuse.enable_uring`).
+//!
 //! A quick request can still block, on memory whose faults the caller answers itself. The *watch*
 //! looks at the leader every few milliseconds while there is work; one that made no step and
 //! sleeps loses the lead. One that is runnable only lacks a processor and keeps it for longer,
