@@ -30,17 +30,22 @@ install() {
         { tail -n 20 "$cache/apt.log" >&2; die "apt-get install ${missing[*]} failed, see $cache/apt.log"; }
 }
 
-# The compiler: any cargo from 1.88 on. Debian's rustup brings one where there is none.
+# The compiler: any cargo from 1.88 on. rustup brings one where there is none: Debian's (from trixie
+# on), else its own installer.
 need_rust() {
     install gcc libc6-dev pkg-config
     [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] && PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
     local have
     have=$(cargo --version 2>/dev/null | cut -d' ' -f2 || true)
     if [ -z "$have" ] || [ "$(printf '%s\n1.88.0\n' "$have" | sort -V | head -n1)" != 1.88.0 ]; then
-        install rustup
         say "installing the stable Rust toolchain"
-        rustup default stable ||
-            die "no Rust toolchain of 1.88 or later (found '${have:-none}'); get one from rustup, then run this again"
+        if [ "$(id -u)" = 0 ] && { apt-get update -q && apt-get install -y -q rustup; } </dev/null >"$cache/rustup.log" 2>&1; then
+            rustup default stable
+        else
+            install curl ca-certificates
+            curl --proto =https -fsSL https://sh.rustup.rs | sh -s -- -y --profile minimal --no-modify-path
+            PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
+        fi || die "no Rust toolchain of 1.88 or later (found '${have:-none}'); get one from rustup, then run this again"
     fi
 }
 

@@ -58,6 +58,43 @@ fn files_of_the_engine_are_descriptors() {
 }
 
 #[test]
+fn every_way_to_the_node_makes_a_context() {
+    all_succeed(&[], &["paths"]);
+}
+
+#[test]
+fn calls_of_32_bit_code_are_answered() {
+    all_succeed(&[], &["compat"]);
+}
+
+#[test]
+fn a_supervisor_in_a_supervisor_says_so() {
+    if !can_run() {
+        return;
+    }
+    let mut command = softiommu_run(&[]);
+    command.arg(env!("CARGO_BIN_EXE_softiommu")).args(["run", "--", "true"]);
+    let output = finish(command);
+    assert_eq!(output.status.code(), Some(125), "{}", text(&output));
+    assert!(text(&output).contains("already under"), "{}", text(&output));
+}
+
+#[test]
+fn gdb_outside() {
+    let gdb = ["gdb", "-q", "-nx", "-batch", "-return-child-result", "-ex", "run", "--args"];
+    let Some(place) = Place::with_client(&[]) else { return };
+    if !can_run() || !works(&gdb) {
+        return;
+    }
+    let mut outside = Command::new(gdb[0]);
+    outside.args(&gdb[1..]).arg(env!("CARGO_BIN_EXE_softiommu")).args(["run", "--strict", "--"]);
+    outside.arg(place.client()).arg("threads").stdin(std::process::Stdio::null());
+    outside.env("DEBUGINFOD_URLS", "");
+    let output = finish(outside);
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
 fn several_at_once() {
     let Some(place) = Place::with_client(&[]) else { return };
     if !can_run() {

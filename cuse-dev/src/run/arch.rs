@@ -16,6 +16,8 @@ pub(crate) enum Call {
     Ioctl,
     /// `mmap(address, length, protection, flags, fd, offset)`, not anonymous
     Mmap,
+    /// The same of 32-bit code, with an offset in pages
+    Mmap2,
     /// `read(fd, buffer, 0)`
     ReadNothing,
     /// `write(fd, buffer, 0)`
@@ -36,6 +38,20 @@ mod this {
         (libc::SYS_open, Call::Open),
         (libc::SYS_openat2, Call::Openat2),
     ];
+
+    /// Calls of 32-bit code (i386). iommufd's structs are the same there.
+    pub(crate) const COMPAT: Option<(u32, &[(i64, Call)])> = Some((
+        0x4000_0003,
+        &[
+            (54, Call::Ioctl),
+            (192, Call::Mmap2),
+            (3, Call::ReadNothing),
+            (4, Call::WriteNothing),
+            (295, Call::Openat),
+            (5, Call::Open),
+            (437, Call::Openat2),
+        ],
+    ));
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -51,13 +67,21 @@ mod this {
         (libc::SYS_openat, Call::Openat),
         (libc::SYS_openat2, Call::Openat2),
     ];
+
+    /// Calls of 32-bit code: not yet.
+    pub(crate) const COMPAT: Option<(u32, &[(i64, Call)])> = None;
 }
 
-pub(crate) use this::{AUDIT_ARCH, CALLS};
+pub(crate) use this::{AUDIT_ARCH, CALLS, COMPAT};
 
 impl Call {
-    /// What the system call `number` is, if it is one of those that are watched.
-    pub(crate) fn of(number: i32) -> Option<Self> {
-        CALLS.iter().find(|(n, _)| *n == i64::from(number)).map(|(_, call)| *call)
+    /// What the system call `number` of `arch` is, if it is one of those that are watched.
+    pub(crate) fn of(arch: u32, number: i32) -> Option<Self> {
+        let calls = match COMPAT {
+            _ if arch == AUDIT_ARCH => CALLS,
+            Some((compat, calls)) if arch == compat => calls,
+            _ => return None,
+        };
+        calls.iter().find(|(n, _)| *n == i64::from(number)).map(|(_, call)| *call)
     }
 }

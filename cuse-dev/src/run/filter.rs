@@ -11,7 +11,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use libc::sock_filter;
 
-use super::arch::{AUDIT_ARCH, CALLS, Call};
+use super::arch::{AUDIT_ARCH, CALLS, COMPAT, Call};
 
 /// The type byte of iommufd's and VFIO's ioctls, in the place it has in a command.
 const TYPE_BITS: u32 = 0xff00;
@@ -39,17 +39,25 @@ fn unless_equal(k: u32, when_not: u8) -> sock_filter {
     sock_filter { code: JUMP_EQUAL, jt: 0, jf: when_not, k }
 }
 
-/// The filter's program.
+/// The filter's program: a part for each architecture that code of the machine may have.
 pub(crate) fn program() -> Vec<sock_filter> {
+    let mut program = Vec::new();
+    for (arch, calls) in COMPAT.into_iter().chain([(AUDIT_ARCH, CALLS)]) {
+        let part = part(calls);
+        program.push(op(LOAD, ARCH));
+        program.push(unless_equal(arch, part.len() as u8));
+        program.extend(part);
+    }
+    program.push(op(RETURN, libc::SECCOMP_RET_ALLOW));
+    program
+}
+
+/// What to do with a call of one architecture, which are all that get here.
+fn part(calls: &[(i64, Call)]) -> Vec<sock_filter> {
     let allow = op(RETURN, libc::SECCOMP_RET_ALLOW);
     let notify = op(RETURN, libc::SECCOMP_RET_USER_NOTIF);
-    let mut program = vec![
-        op(LOAD, ARCH),
-        sock_filter { code: JUMP_EQUAL, jt: 1, jf: 0, k: AUDIT_ARCH },
-        allow,
-        op(LOAD, NUMBER),
-    ];
-    for &(number, call) in CALLS {
+    let mut program = vec![op(LOAD, NUMBER)];
+    for &(number, call) in calls {
         let number = number as u32;
         match call {
             Call::Ioctl => program.extend([
@@ -60,7 +68,7 @@ pub(crate) fn program() -> Vec<sock_filter> {
                 notify,
                 allow,
             ]),
-            Call::Mmap => program.extend([
+            Call::Mmap | Call::Mmap2 => program.extend([
                 unless_equal(number, 5),
                 op(LOAD, argument(3)),
                 op(AND, libc::MAP_ANONYMOUS as u32),
@@ -165,7 +173,7 @@ mod tests {
         for &(number, call) in CALLS {
             if matches!(call, Call::Open | Call::Openat | Call::Openat2) {
                 assert_eq!(answer(number, AUDIT_ARCH, [0; 6]), notify, "{call:?}");
-                assert_eq!(answer(number, 0x4000_0003, [0; 6]), allow, "{call:?} of i386");
+                assert_eq!(answer(number, 0x1234_5678, [0; 6]), allow, "{call:?} of another");
             }
         }
         for number in [libc::SYS_read, libc::SYS_write] {
@@ -175,5 +183,19 @@ mod tests {
             assert_eq!(sized(1 << 32), allow);
         }
         assert_eq!(answer(libc::SYS_munmap, AUDIT_ARCH, [0; 6]), allow);
+    }
+
+    #[test]
+    fn calls_of_32_bit_code_come_too() {
+        let Some((arch, calls)) = COMPAT else { return };
+        let notify = libc::SECCOMP_RET_USER_NOTIF;
+        let allow = libc::SECCOMP_RET_ALLOW;
+        for &(number, call) in calls {
+            let args = if call == Call::Ioctl { [3, 0x3b80, 0, 0, 0, 0] } else { [0; 6] };
+            assert_eq!(answer(number, arch, args), notify, "{call:?}");
+            assert_eq!(Call::of(arch, number as i32), Some(call));
+        }
+        assert_eq!(answer(54, arch, [3, 0x5401, 0, 0, 0, 0]), allow);
+        assert_eq!(answer(1, arch, [0; 6]), allow);
     }
 }

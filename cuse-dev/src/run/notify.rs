@@ -22,6 +22,8 @@ pub(crate) struct Notification {
     pub(crate) id: u64,
     /// The calling thread; 0 if it is in a pid namespace that we do not see.
     pub(crate) tid: u32,
+    /// The architecture of the calling code (`AUDIT_ARCH_*`).
+    pub(crate) arch: u32,
     /// The system call's number.
     pub(crate) number: i32,
     /// Its arguments.
@@ -56,6 +58,7 @@ impl Listener {
         Ok(Notification {
             id: notif.id,
             tid: notif.pid,
+            arch: notif.data.arch,
             number: notif.data.nr,
             args: notif.data.args,
         })

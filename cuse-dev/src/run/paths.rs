@@ -14,6 +14,8 @@ pub(crate) enum Ours {
     Iommu,
     /// `/dev/vfio/vfio`
     VfioContainer,
+    /// A descriptor as a file: `/proc/PID/fd/N`, `/dev/fd/N`
+    Descriptor(Thread, i32),
     /// `/proc/PID/fail-nth` of the thread
     FailNth(Thread),
     /// `/proc/PID/status` of the thread, in which `VmPin` is ours
@@ -53,6 +55,10 @@ pub(crate) fn classify(path: &[u8], base: impl FnOnce() -> Option<Vec<u8>>) -> O
     match parts.as_slice() {
         [b"dev", b"iommu"] => Some(Ours::Iommu),
         [b"dev", b"vfio", b"vfio"] => Some(Ours::VfioContainer),
+        [b"dev", b"fd", fd] => number(fd).map(|fd| Ours::Descriptor(Thread::Leader, fd)),
+        [b"proc", who @ .., b"fd", fd] => {
+            thread(who).zip(number(fd)).map(|(who, fd)| Ours::Descriptor(who, fd))
+        }
         [b"proc", who @ .., b"fail-nth"] => thread(who).map(Ours::FailNth),
         [b"proc", who @ .., b"status"] => thread(who).map(Ours::Status),
         [b"sys", b"kernel", b"debug", rest @ ..] => {
@@ -64,10 +70,16 @@ pub(crate) fn classify(path: &[u8], base: impl FnOnce() -> Option<Vec<u8>>) -> O
     }
 }
 
+fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
 fn may_be_ours(path: &[u8]) -> bool {
     let end = path.iter().rposition(|&b| b != b'/').map_or(0, |last| last + 1);
     let start = path[..end].iter().rposition(|&b| b == b'/').map_or(0, |slash| slash + 1);
-    matches!(&path[start..end], b"iommu" | b"vfio" | b"fail-nth" | b"status" | b"debug")
+    let descriptor = || start >= 4 && path[..start].ends_with(b"/fd/");
+    path[start..end].first().is_some_and(u8::is_ascii_digit) && descriptor()
+        || matches!(&path[start..end], b"iommu" | b"vfio" | b"fail-nth" | b"status" | b"debug")
         || path.windows(DEBUGFS.len()).any(|part| part == DEBUGFS)
 }
 
@@ -85,7 +97,6 @@ fn normalise(path: &[u8]) -> Vec<Vec<u8>> {
 
 /// The thread that `who`, the components between `proc` and the file, names.
 fn thread(who: &[&[u8]]) -> Option<Thread> {
-    let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse().ok();
     match who {
         [b"self"] => Some(Thread::Leader),
         [b"thread-self"] => Some(Thread::Caller),
@@ -108,6 +119,9 @@ mod tests {
             assert_eq!(from_tmp(path), Some(Ours::Iommu), "{path}");
         }
         assert_eq!(from_tmp("/dev/vfio/vfio"), Some(Ours::VfioContainer));
+        assert_eq!(from_tmp("/dev/fd/7"), Some(Ours::Descriptor(Thread::Leader, 7)));
+        assert_eq!(from_tmp("/proc/thread-self/fd/7"), Some(Ours::Descriptor(Thread::Caller, 7)));
+        assert_eq!(from_tmp("/tmp/fd/7"), None);
         assert_eq!(from_tmp("/proc/self/task/42/fail-nth"), Some(Ours::FailNth(Thread::Id(42))));
         assert_eq!(from_tmp("/proc/thread-self/fail-nth"), Some(Ours::FailNth(Thread::Caller)));
         assert_eq!(from_tmp("/proc/self/fail-nth"), Some(Ours::FailNth(Thread::Leader)));

@@ -243,7 +243,7 @@ impl Supervisor {
     }
 
     fn answer(self: &Arc<Self>, call: &Notification) {
-        let answer = match Call::of(call.number) {
+        let answer = match Call::of(call.arch, call.number) {
             _ if call.tid == 0 => {
                 tracing::warn!("a call from a pid namespace that is not ours to see");
                 Answer::LetThrough
@@ -252,7 +252,8 @@ impl Supervisor {
             Some(Call::Openat) => self.open(call, call.args[0] as i32, call.args[1], call.args[2]),
             Some(Call::Openat2) => self.openat2(call),
             Some(Call::Ioctl) => self.ioctl(call),
-            Some(Call::Mmap) => self.mmap(call),
+            Some(Call::Mmap) => self.mmap(call, call.args[5]),
+            Some(Call::Mmap2) => self.mmap(call, call.args[5] << 12),
             Some(Call::ReadNothing) => {
                 self.transfer_nothing(call, |file| file.read(&mut NoRoom).map(|()| 0))
             }
@@ -276,13 +277,23 @@ impl Supervisor {
     }
 
     fn openat2(&self, call: &Notification) -> Answer {
-        // struct open_how starts with the flags; what is wrong with the rest is the kernel's to
-        // say.
-        let mut flags = [0; 8];
-        if process::read_exact(call.tid, call.args[2], &mut flags).is_err() {
+        /// `RESOLVE_*` that are about links and mounts, of which there are none on the way to ours.
+        const HARMLESS: u64 =
+            libc::RESOLVE_NO_XDEV | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_SYMLINKS;
+        // struct open_how: flags, mode, resolve. What is wrong with it is the kernel's to say.
+        let mut how = [0; 24];
+        if call.args[3] < 24 || process::read_exact(call.tid, call.args[2], &mut how).is_err() {
             return Answer::LetThrough;
         }
-        self.open(call, call.args[0] as i32, call.args[1], u64::from_ne_bytes(flags))
+        let word = |at: usize| {
+            let (words, _) = how.as_chunks::<8>();
+            u64::from_ne_bytes(words[at])
+        };
+        let creates = word(0) & (libc::O_CREAT | libc::O_TMPFILE) as u64 != 0;
+        if word(1) != 0 && !creates || word(2) & !HARMLESS != 0 {
+            return Answer::LetThrough;
+        }
+        self.open(call, call.args[0] as i32, call.args[1], word(0))
     }
 
     fn open(&self, call: &Notification, directory: i32, path: u64, flags: u64) -> Answer {
@@ -296,7 +307,12 @@ impl Supervisor {
             let target = std::fs::read_link(link).ok()?;
             Some(std::os::unix::ffi::OsStringExt::into_vec(target.into_os_string()))
         };
-        let Some(ours) = classify(&path, base) else { return Answer::LetThrough };
+        let follow = flags & libc::O_NOFOLLOW as u64 == 0;
+        let ours = classify(&path, base).or_else(|| {
+            let path = if follow { link_target(call.tid, directory, &path) } else { None }?;
+            classify(&path, || None)
+        });
+        let Some(ours) = ours else { return Answer::LetThrough };
         if self.listener.still_waits(call).is_err() {
             return Answer::LetThrough;
         }
@@ -311,6 +327,11 @@ impl Supervisor {
             }
             Ours::Iommu => self.open_node(Node::Iommu, flags),
             Ours::VfioContainer => self.open_node(Node::VfioContainer, flags),
+            // The kernel opens the device anew, not the file.
+            Ours::Descriptor(thread, fd) => match self.node_of(call, thread, fd) {
+                Some(node) => self.open_node(node, flags),
+                None => return Answer::LetThrough,
+            },
             Ours::FailNth(thread) => match thread_id(call, thread) {
                 Some(tid) => self.fail_nth.open(tid, flags),
                 None => Err(Errno::ENOENT),
@@ -338,6 +359,16 @@ impl Supervisor {
             return Err(Errno::ENOTDIR);
         }
         self.open_files.open_node(node, flags)
+    }
+
+    /// Which node the caller's own descriptor `fd` is an open of.
+    fn node_of(&self, call: &Notification, thread: Thread, fd: i32) -> Option<Node> {
+        // Without a context there is none, and most programs' descriptors cost nothing.
+        if self.open_files.len() == 0 || thread_id(call, thread).is_none() {
+            return None;
+        }
+        let (_, _, id) = self.caller_file(call, fd)?;
+        Some(self.open_files.context(id)?.context.node())
     }
 
     /// What the caller's descriptor `fd` is. Nothing where it is not ours, or where we may not
@@ -410,12 +441,12 @@ impl Supervisor {
         })
     }
 
-    fn mmap(&self, call: &Notification) -> Answer {
+    fn mmap(&self, call: &Notification, offset: u64) -> Answer {
         let Some((_, _, id)) = self.caller_file(call, call.args[4] as i32) else {
             return Answer::LetThrough;
         };
         let Some(open) = self.open_files.context(id) else { return Answer::LetThrough };
-        let [_, length, protection, flags, _, offset] = call.args;
+        let [_, length, protection, flags, ..] = call.args;
         match open.allow_mmap(length, protection as i32, flags as i32, offset) {
             Ok(()) => Answer::LetThrough,
             Err(errno) => errno.into(),
@@ -435,7 +466,7 @@ impl Supervisor {
         let found = self.caller_file(call, call.args[0] as i32);
         let Some((_, fd, id)) = found else { return Answer::LetThrough };
         let Some(file) = self.find_file(id) else { return Answer::LetThrough };
-        let needed = match Call::of(call.number) {
+        let needed = match Call::of(call.arch, call.number) {
             Some(Call::ReadNothing) => OFlag::O_WRONLY,
             _ => OFlag::O_RDONLY,
         };
@@ -486,6 +517,26 @@ impl Supervisor {
             Err(_) => self.open_files.file(id),
         }
     }
+}
+
+/// The absolute path that `path` leads to, if its last component is a symbolic link.
+fn link_target(tid: u32, directory: i32, path: &[u8]) -> Option<Vec<u8>> {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let start = match (path.first(), directory) {
+        (Some(b'/'), _) => format!("/proc/{tid}/root"),
+        (_, libc::AT_FDCWD) => format!("/proc/{tid}/cwd"),
+        _ => format!("/proc/{tid}/fd/{directory}"),
+    };
+    let whole = PathBuf::from(format!("{start}/"))
+        .join(std::ffi::OsStr::from_bytes(path).to_str()?.trim_start_matches('/'));
+    // Nearly no file is a link, and asking costs one call.
+    let first = std::fs::read_link(&whole).ok()?;
+    let target = match std::fs::canonicalize(&whole) {
+        Ok(target) => target,
+        // A link to a node that the machine has not.
+        Err(_) => first,
+    };
+    Some(target.into_os_string().into_vec())
 }
 
 /// What a read of no bytes reads into.

@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/select.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -47,6 +48,10 @@ struct access_pages {
             exit(1);                                                           \
         }                                                                      \
     } while (0)
+
+static void map(int fd, uint32_t ioas, void *address, uint64_t length, uint64_t iova);
+static uint32_t mock_domain(int fd, uint32_t ioas);
+static char *pages(int kind);
 
 static int open_iommu(void)
 {
@@ -306,6 +311,77 @@ static void no_fault_queue(void)
     CHECK(alloc(fd) == 1);
 }
 
+static uint32_t first_id(int fd)
+{
+    CHECK(fd >= 0);
+    uint32_t id = alloc(fd);
+    close(fd);
+    return id;
+}
+
+/* Other ways to the node. Whatever opens it makes a context. */
+static void paths(void)
+{
+    char text[64], directory[] = "/tmp/softiommu-test-XXXXXX";
+    uint64_t how[3] = { O_RDWR };
+    int fd = open_iommu(), dev = open("/dev", O_RDONLY);
+    CHECK(first_id(openat(dev, "iommu", O_RDWR)) == 1);
+    CHECK(first_id(syscall(SYS_openat2, dev, "iommu", how, sizeof(how))) == 1);
+    how[2] = 1 << 20;
+    CHECK(syscall(SYS_openat2, dev, "iommu", how, sizeof(how)) == -1 && errno == EINVAL);
+    how[2] = 0;
+    CHECK(syscall(SYS_openat2, dev, "iommu", how, 8) == -1 && errno == EINVAL);
+    CHECK(alloc(fd) == 1);
+    snprintf(text, sizeof(text), "/proc/self/fd/%d", fd);
+    CHECK(first_id(open(text, O_RDWR)) == 1);
+    snprintf(text, sizeof(text), "/dev/fd/%d", fd);
+    CHECK(first_id(open(text, O_RDWR)) == 1);
+    CHECK(first_id(dup(fd)) == 2);
+    CHECK(first_id(fcntl(fd, F_DUPFD_CLOEXEC, 100)) == 3);
+    CHECK(mkdtemp(directory) && chdir(directory) == 0);
+    CHECK(symlink("/dev/iommu", "link") == 0 && symlink("link", "second") == 0);
+    CHECK(first_id(open("link", O_RDWR)) == 1);
+    CHECK(open("link", O_RDWR | O_NOFOLLOW) == -1 && errno == ELOOP);
+    unlink("second");
+    unlink("link");
+    CHECK(rmdir(directory) == 0);
+}
+
+#ifdef __x86_64__
+static long call32(long number, long a, long b, long c)
+{
+    long result;
+    __asm__ volatile("int $0x80" : "=a"(result) : "a"(number), "b"(a), "c"(b), "d"(c)
+                     : "memory", "r8", "r9", "r10", "r11");
+    return (int)result;
+}
+
+/* The calls of 32-bit code, by their own gate. */
+static void compat(void)
+{
+    char *low = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT,
+                     -1, 0);
+    CHECK(low != MAP_FAILED);
+    struct alloc *alloc32 = (struct alloc *)(low + 64);
+    strcpy(low, "/dev/iommu");
+    long fd = call32(5, (long)low, O_RDWR, 0);
+    CHECK(fd >= 0 || fd == -ENOSYS);
+    if (fd < 0)
+        return;
+    alloc32->size = sizeof(*alloc32);
+    CHECK(call32(54, fd, IOMMU_IOAS_ALLOC, (long)alloc32) == 0 && alloc32->id == 1);
+    CHECK(alloc(fd) == 2);
+    CHECK(call32(54, fd, 0x3bff, (long)alloc32) == -ENOTTY);
+    CHECK(call32(54, fd, IOMMU_IOAS_ALLOC, 0) == -EFAULT);
+    char *page = pages(MAP_PRIVATE);
+    mock_domain(fd, 1);
+    map(fd, 1, page, 4096, 1 << 24);
+    close(fd);
+}
+#else
+static void compat(void) { }
+#endif
+
 static volatile sig_atomic_t alarms;
 
 static void on_alarm(int signal)
@@ -436,6 +512,10 @@ int main(int argc, char **argv)
         contexts();
     else if (!strcmp(what, "hostile"))
         hostile();
+    else if (!strcmp(what, "paths"))
+        paths();
+    else if (!strcmp(what, "compat"))
+        compat();
     else if (!strcmp(what, "access"))
         access_file();
     else if (!strcmp(what, "fault-queue"))
