@@ -210,7 +210,7 @@ impl FileMap {
                 Ok(start) => start & !(self.page - 1),
                 // No more; or a file that knows no holes (hugetlbfs).
                 Err(Errno::ENXIO) => break,
-                Err(_) => return Ok(Vec::from_iter([offset..end])),
+                Err(_) => return Ok(std::iter::once(offset..end).collect()),
             };
             let stop = seek(start, Whence::SeekHole)?.next_multiple_of(self.page).min(end);
             if start.max(at) < stop {
