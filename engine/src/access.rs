@@ -10,6 +10,7 @@ use crate::inspect::{Detail, Scope};
 use crate::ioas::Ioas;
 use crate::iopt::AccessUser;
 use crate::iopt::access::AccessId;
+use crate::memory::MmId;
 use crate::object::{Kind, Object, Use};
 use crate::pages::Transfer;
 use crate::{Context, Errno};
@@ -190,6 +191,23 @@ impl Access {
     /// Copies to `iova`. Errors as [`Access::read`]'s.
     pub fn write(&self, iova: u64, from: &[u8]) -> Result<(), Errno> {
         self.attached()?.ioas.copy_at(iova, Transfer::Write(from))
+    }
+
+    /// [`Access::read`] for a caller of this mm, who reaches others' memory by way of pins; without
+    /// one, all memory.
+    pub fn read_pinned(&self, iova: u64, into: &mut [u8], of: Option<MmId>) -> Result<(), Errno> {
+        self.attached()?.ioas.copy_pinned_at(iova, Transfer::Read(into), of)
+    }
+
+    /// [`Access::write`] in the same way.
+    pub fn write_pinned(&self, iova: u64, from: &[u8], of: Option<MmId>) -> Result<(), Errno> {
+        self.attached()?.ioas.copy_pinned_at(iova, Transfer::Write(from), of)
+    }
+
+    /// What a fuzzer means by `iova`, which cannot know what IOVAs there are: the low half counts the
+    /// areas, the high half is an offset into one. 0 where there is none.
+    pub(crate) fn nth_area(&self, iova: u64) -> u64 {
+        self.attached().map_or(0, |attached| attached.ioas.nth_area(iova))
     }
 
     /// Where it can pin and copy. `ENOENT` when it is attached to nothing.

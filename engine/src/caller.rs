@@ -27,6 +27,10 @@ pub trait Caller: Send + Sync {
     /// descriptor is closed the front end calls [`EngineFile::release`] once.
     fn install(&self, file: Arc<dyn EngineFile>, number_at: u64) -> Result<(), Errno>;
 
+    /// Like [`Caller::install`] for a call that tells the number to nobody, as Linux 7.3's
+    /// `IOMMU_TEST_OP_DMABUF_GET` does.
+    fn install_untold(&self, file: Arc<dyn EngineFile>) -> Result<(), Errno>;
+
     /// Like [`Caller::install`] for calls that return the descriptor as the ioctl's result
     /// (the selftest's `IOMMU_TEST_OP_DMABUF_GET`): the front end replaces the result by the
     /// number.

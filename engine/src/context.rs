@@ -44,6 +44,7 @@ pub struct Engine {
     next_context: AtomicU64,
     accounts: Accounts,
     contexts: Mutex<BTreeMap<ContextId, Weak<Context>>>,
+    quirks: bool,
 }
 
 /// One open of `/dev/iommu`.
@@ -78,11 +79,23 @@ impl Drop for Hold {
 impl Engine {
     /// An engine without contexts.
     pub fn new() -> Arc<Self> {
+        Self::with_quirks(false)
+    }
+
+    /// The same; with `quirks` it does as Linux 7.3 does even where Linux is plainly at fault
+    /// (docs/differences.md).
+    pub fn with_quirks(quirks: bool) -> Arc<Self> {
         Arc::new(Self {
             next_context: AtomicU64::new(1),
             accounts: Accounts::default(),
             contexts: Mutex::default(),
+            quirks,
         })
+    }
+
+    /// Whether Linux's faults are answered, too.
+    pub fn quirks(&self) -> bool {
+        self.quirks
     }
 
     /// Answers an open of `node`.

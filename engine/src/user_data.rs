@@ -111,6 +111,33 @@ impl<'a> UserArray<'a> {
         let address = self.address.checked_add(offset).ok_or(Errno::EFAULT)?;
         read_struct(self.memory, address, self.entry_length as usize, least)
     }
+
+    /// Copies all entries from the caller at once. Here an entry of any length will do: what it
+    /// lacks is zero, and what it has more must be zero (`E2BIG`).
+    pub fn read_all<T>(&self, data_type: u32) -> Result<Vec<T>, Errno>
+    where
+        T: FromBytes + IntoBytes + Immutable,
+    {
+        if self.data_type != data_type {
+            return Err(Errno::EINVAL);
+        }
+        let (length, wanted) = (self.entry_length as usize, size_of::<T>());
+        let mut bytes = vec![0; length];
+        let mut all = Vec::with_capacity(self.entries as usize);
+        for index in 0..u64::from(self.entries) {
+            let offset = index * u64::from(self.entry_length);
+            let address = self.address.checked_add(offset).ok_or(Errno::EFAULT)?;
+            self.memory.read(address, &mut bytes)?;
+            if bytes.get(wanted..).is_some_and(|tail| tail.iter().any(|&byte| byte != 0)) {
+                return Err(Errno::E2BIG);
+            }
+            let mut value = T::new_zeroed();
+            value.as_mut_bytes()[..length.min(wanted)]
+                .copy_from_slice(&bytes[..length.min(wanted)]);
+            all.push(value);
+        }
+        Ok(all)
+    }
 }
 
 fn read_struct<T>(

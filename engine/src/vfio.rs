@@ -167,9 +167,7 @@ fn map_dma(call: &Call<'_>) -> Result<i64, Errno> {
     prot.set(Prot::READ, map.flags & VFIO_DMA_MAP_FLAG_READ != 0);
     prot.set(Prot::WRITE, map.flags & VFIO_DMA_MAP_FLAG_WRITE != 0);
     let ioas = compat_ioas(call)?;
-    if map.flags == 0 {
-        return Err(Errno::EINVAL);
-    }
+    // Without a right it is an area like others, until an IOMMU is to map it.
     Mapping {
         call: "VFIO_IOMMU_MAP_DMA",
         ioas: &ioas,

@@ -58,6 +58,13 @@ pub(crate) fn get(call: &Call<'_>, command: &mut iommu_hwpt_get_dirty_bitmap) ->
     }
     inject::site("dirty: bitmap")?;
     let clear = command.flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR == 0;
+    // Linux 7.3 looks no further than the first IOVA that is not mapped, and says nothing.
+    let range = if call.context.engine().quirks() {
+        let Some(last) = hwpt.ioas().mapped_up_to(&range) else { return Ok(()) };
+        *range.start()..=last
+    } else {
+        range
+    };
     let bitmap = Bitmap {
         memory: &*call.memory,
         address: command.data,

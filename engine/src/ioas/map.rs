@@ -96,7 +96,7 @@ pub(crate) fn copy(call: &Call<'_>, command: &mut iommu_ioas_copy) -> Result<(),
     if command.flags & !KNOWN_FLAGS != 0 {
         return Err(Errno::EOPNOTSUPP);
     }
-    if command.length == u64::MAX || command.dst_iova == u64::MAX {
+    if [command.length, command.dst_iova, command.src_iova].contains(&u64::MAX) {
         return Err(Errno::EOVERFLOW);
     }
     if command.flags & (IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE) == 0 {

@@ -10,8 +10,8 @@ use crate::Errno;
 use crate::domain::Prot;
 use crate::inject;
 use crate::ioas::Ioas;
-use crate::memory::PAGE_SIZE;
-use crate::pages::Transfer;
+use crate::memory::{MmId, PAGE_SIZE};
+use crate::pages::{Pages, Source, Transfer};
 
 use super::{Area, Owner, Part};
 
@@ -88,38 +88,28 @@ impl Ioas {
     ///
     /// `EINVAL` for no length, for memory of a dma-buf, for what is being unmapped, where the
     /// first byte or two areas' border is inside of a page; `EOVERFLOW`; `ENOENT` when something is not mapped; `EPERM`
-    /// when `write` is asked of a read-only area; and what pinning answers.
+    /// without the area's right to what is asked, to `write` or else to read; and what pinning answers.
     pub fn pin_pages(&self, iova: u64, length: u64, write: bool) -> Result<Vec<Frames>, Errno> {
         let range = range(iova, length)?;
         let mut state = self.lock();
-        let parts = state.contiguous(&range).ok_or(Errno::ENOENT)?;
-        let last = parts.len() - 1;
-        for (index, part) in parts.iter().enumerate() {
-            let first = part.area.at + (part.iovas.start() - part.start);
-            let end = part.area.at + (part.iovas.end() - part.start) + 1;
-            let aligned =
-                first.is_multiple_of(PAGE_SIZE) && (index == last || end.is_multiple_of(PAGE_SIZE));
-            if part.area.leaving || !aligned || part.area.pages.dmabuf().is_some() {
-                return Err(Errno::EINVAL);
-            }
-            if write && !part.area.prot.contains(Prot::WRITE) {
-                return Err(Errno::EPERM);
-            }
-        }
+        let (parts, whole) = state.up_to_hole(&range);
         inject::site("access: pages")?;
         let mut frames: Vec<Frames> = Vec::new();
+        // Area by area: what is wrong with one comes before a hole behind it.
         for (index, part) in parts.iter().enumerate() {
-            let pages = part.pages();
-            if let Err(error) = part.area.pages.acquire(pages.clone()) {
-                for undo in &parts[..index] {
-                    undo.area.pages.release(undo.pages());
-                }
+            let is_last = whole && index + 1 == parts.len();
+            if let Err(error) = part.pin(write, is_last) {
+                undo(&parts[..index]);
                 return Err(error);
             }
-            part.area.pages.frames(pages, &mut |first, count| match frames.last_mut() {
+            part.area.pages.frames(part.pages(), &mut |first, count| match frames.last_mut() {
                 Some(run) if run.first + run.count == first => run.count += count,
                 _ => frames.push(Frames { first, count }),
             });
+        }
+        if !whole {
+            undo(&parts);
+            return Err(Errno::ENOENT);
         }
         let starts: Vec<u64> = parts.iter().map(|part| part.start).collect();
         for start in starts {
@@ -164,10 +154,46 @@ impl Ioas {
         starts.iter().for_each(|start| state.areas.get_mut(start).into_iter().for_each(&mut each));
     }
 
+    /// The last IOVA of `range` before the first that is not mapped; `None` if that is its first.
+    pub(crate) fn mapped_up_to(&self, range: &RangeInclusive<u64>) -> Option<u64> {
+        let state = self.lock();
+        state.up_to_hole(range).0.last().map(|part| *part.iovas.end())
+    }
+
+    /// The selftest's coding of an IOVA for fuzzers: see `Access::nth_area`.
+    pub(crate) fn nth_area(&self, iova: u64) -> u64 {
+        let (nth, offset) = (iova & u64::from(u32::MAX), iova >> 32);
+        let start = self.lock().areas.keys().nth(nth as usize).copied();
+        start.map_or(0, |start| start.wrapping_add(offset))
+    }
+
     /// Copies at `iova`. `EINVAL` for no length, `EBUSY` for what is being unmapped, `EOVERFLOW`,
     /// `ENOENT` when something is not mapped (what comes before it was copied), `EPERM` against
     /// the area's rights, and what the copy answers.
-    pub fn copy_at(&self, iova: u64, mut transfer: Transfer<'_>) -> Result<(), Errno> {
+    pub fn copy_at(&self, iova: u64, transfer: Transfer<'_>) -> Result<(), Errno> {
+        self.copy(iova, transfer, |_| false)
+    }
+
+    /// The same for whom memory that is not `of` its own mm (or any, without one) is reached by
+    /// way of pins: what cannot be pinned with the mapping's rights cannot be copied.
+    pub fn copy_pinned_at(
+        &self,
+        iova: u64,
+        transfer: Transfer<'_>,
+        of: Option<MmId>,
+    ) -> Result<(), Errno> {
+        self.copy(iova, transfer, |pages| match pages.source() {
+            Source::Memory { memory, .. } => Some(memory.id()) != of,
+            _ => of.is_none(),
+        })
+    }
+
+    fn copy(
+        &self,
+        iova: u64,
+        mut transfer: Transfer<'_>,
+        pin: impl Fn(&Pages) -> bool,
+    ) -> Result<(), Errno> {
         let range = range(iova, transfer.length())?;
         let wanted = match transfer {
             Transfer::Read(_) => Prot::READ,
@@ -186,7 +212,18 @@ impl Ioas {
                 }
                 (area.pages.clone(), area.at + (at - start), area.last.min(*range.end()))
             };
-            pages.copy(byte, transfer.part(at - iova, last - at + 1))?;
+            let length = last - at + 1;
+            let touched = byte / PAGE_SIZE..(byte + length).div_ceil(PAGE_SIZE);
+            // One page alone is taken with the copy's own rights.
+            let pinned = touched.end - touched.start > 1 && pin(&pages);
+            if pinned {
+                pages.acquire(touched.clone())?;
+            }
+            let copied = pages.copy(byte, transfer.part(at - iova, length));
+            if pinned {
+                pages.release(touched);
+            }
+            copied?;
             if last == *range.end() {
                 return Ok(());
             }
@@ -195,7 +232,28 @@ impl Ioas {
     }
 }
 
+/// Unpins what was pinned before something failed.
+fn undo(parts: &[Part<'_>]) {
+    for part in parts {
+        part.area.pages.release(part.pages());
+    }
+}
+
 impl Part<'_> {
+    /// Pins its pages for an access, if the area allows it.
+    fn pin(&self, write: bool, is_last: bool) -> Result<(), Errno> {
+        let first = self.area.at + (self.iovas.start() - self.start);
+        let end = self.area.at + (self.iovas.end() - self.start) + 1;
+        let aligned = first.is_multiple_of(PAGE_SIZE) && (is_last || end.is_multiple_of(PAGE_SIZE));
+        if self.area.leaving || !aligned || self.area.pages.dmabuf().is_some() {
+            return Err(Errno::EINVAL);
+        }
+        if !self.area.prot.contains(if write { Prot::WRITE } else { Prot::READ }) {
+            return Err(Errno::EPERM);
+        }
+        self.area.pages.acquire(self.pages())
+    }
+
     /// The pages under it.
     pub(super) fn pages(&self) -> std::ops::Range<u64> {
         self.area.pages_of(self.start, &self.iovas)

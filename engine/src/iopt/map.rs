@@ -156,7 +156,7 @@ impl Ioas {
 impl State {
     /// Whether `length` bytes at `iova` can be mapped there.
     fn check(&self, iova: u64, length: u64) -> Result<u64, Errno> {
-        if !iova.is_multiple_of(self.alignment) {
+        if !iova.is_multiple_of(self.alignment) || !length.is_multiple_of(self.alignment) {
             return Err(Errno::EINVAL);
         }
         let last = length.checked_sub(1).ok_or(Errno::EINVAL)?;
@@ -202,8 +202,8 @@ impl State {
     /// Makes areas of `pieces` from `iova` on and maps them in all domains. All or nothing.
     fn insert(&mut self, iova: u64, pieces: Vec<Piece>, prot: Prot) -> Result<(), Errno> {
         let mut start = iova;
-        let mut starts = Vec::new();
-        let result = pieces.into_iter().try_for_each(|piece| {
+        let mut areas = Vec::new();
+        for piece in pieces {
             inject::site("area: allocate")?;
             if prot.contains(Prot::WRITE) && !piece.pages.writable() {
                 return Err(Errno::EPERM);
@@ -213,7 +213,7 @@ impl State {
                 return Err(Errno::EINVAL);
             }
             let last = start.checked_add(piece.length - 1).ok_or(Errno::EOVERFLOW)?;
-            let mut area = Area {
+            let area = Area {
                 last,
                 at: piece.at,
                 pages: piece.pages,
@@ -224,16 +224,21 @@ impl State {
                 filled: false,
                 leaving: false,
             };
+            areas.push((start, area));
+            start = last.wrapping_add(1);
+        }
+        // Only when all of them fit is memory looked at.
+        let mut starts = Vec::new();
+        let result = areas.into_iter().try_for_each(|(start, mut area)| {
             area.pages
                 .origin()
                 .iova
                 .compare_exchange(0, start, Ordering::Relaxed, Ordering::Relaxed)
                 .ok();
             self.fill(start, &mut area)?;
-            self.gaps.take(&(start..=last));
+            self.gaps.take(&(start..=area.last));
             self.areas.insert(start, area);
             starts.push(start);
-            start = last.wrapping_add(1);
             Ok(())
         });
         if result.is_err() {

@@ -98,21 +98,27 @@ impl State {
     /// The areas that cover `range` without a hole, each with its start and its part of the range;
     /// nothing when there is a hole.
     fn contiguous(&self, range: &RangeInclusive<u64>) -> Option<Vec<Part<'_>>> {
+        let (parts, whole) = self.up_to_hole(range);
+        whole.then_some(parts)
+    }
+
+    /// The parts of areas in `range` up to the first hole, and whether there is none.
+    fn up_to_hole(&self, range: &RangeInclusive<u64>) -> (Vec<Part<'_>>, bool) {
         let mut parts = Vec::new();
         let mut at = *range.start();
-        let (first, _) = self.area_at(at)?;
+        let Some((first, _)) = self.area_at(at) else { return (parts, false) };
         for (&start, area) in self.areas.range(first..) {
             if start > at {
-                return None;
+                break;
             }
             let last = area.last.min(*range.end());
             parts.push(Part { start, area, iovas: at..=last });
             if last == *range.end() {
-                return Some(parts);
+                return (parts, true);
             }
             at = last + 1;
         }
-        None
+        (parts, false)
     }
 }
 

@@ -88,7 +88,8 @@ impl MockDevice {
     /// `EOPNOTSUPP` when the user has no queue for it, `ENOMEM`.
     pub fn trigger_event(&self) -> Result<(), Errno> {
         let viommu = self.viommu.lock().clone();
-        let (handle, virt_id) = viommu.ok_or(Errno::ENOENT)?;
+        // The mock takes a virtual id of 0 for none.
+        let (handle, virt_id) = viommu.filter(|(_, id)| *id != 0).ok_or(Errno::ENOENT)?;
         let event = iommu_viommu_event_selftest { virt_id: virt_id as u32 };
         handle.report_event(IOMMU_VEVENTQ_TYPE_SELFTEST, event.as_bytes())
     }

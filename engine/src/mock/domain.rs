@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use io_pgtable::{Error, MockV1, Prot as TableProt, Step, Table};
 use ioctl_abi::selftest::{
-    IOMMU_HWPT_DATA_SELFTEST, MOCK_APERTURE_LAST, MOCK_APERTURE_START, MOCK_IOMMUPT_DEFAULT,
-    MOCK_IOMMUPT_HUGE, iommu_hwpt_selftest,
+    IOMMU_HWPT_DATA_SELFTEST, MOCK_APERTURE_LAST, MOCK_APERTURE_START, MOCK_HUGE_PAGE_SIZE,
+    MOCK_IOMMUPT_DEFAULT, MOCK_IOMMUPT_HUGE, MOCK_PAGE_SIZE, iommu_hwpt_selftest,
 };
 use parking_lot::Mutex;
 
@@ -15,6 +15,7 @@ use super::table_memory::TableMemory;
 use crate::dma::{Leaf, Ports, Walk, WalkFault};
 use crate::domain::{DirtySink, Domain, Prot};
 use crate::driver::{HwptFlags, PagingDomain, UserData};
+use crate::memory::PAGE_SIZE;
 use crate::{Errno, inject};
 
 /// A paging domain.
@@ -54,8 +55,13 @@ impl MockDomain {
         };
         inject::site("mock: domain")?;
         let table = Table::new(TableMemory::default(), config).map_err(|_| Errno::ENOMEM)?;
+        // What it says and what its table can do are not the same: small pages are not offered.
+        let page_sizes = match table_type {
+            MOCK_IOMMUPT_HUGE => MOCK_HUGE_PAGE_SIZE | PAGE_SIZE,
+            _ => table.page_sizes(),
+        };
         Ok(Self {
-            page_sizes: table.page_sizes(),
+            page_sizes,
             table: Mutex::new(table),
             tracks_dirty: flags.contains(HwptFlags::DIRTY_TRACKING),
             tracking: AtomicBool::new(false),
@@ -73,9 +79,10 @@ impl MockDomain {
         self.tracking.load(Ordering::Relaxed)
     }
 
-    /// Marks the page at `iova` dirty, as a write of a device does. False when none is mapped.
+    /// Marks the page at `iova` dirty, as a write of a device does, even one that may only be read.
+    /// False when none is mapped.
     pub fn mark_dirty(&self, iova: u64) -> bool {
-        self.table.lock().access(iova, TableProt::WRITE).is_ok()
+        self.table.lock().mark_dirty(iova).is_ok()
     }
 }
 
@@ -103,6 +110,11 @@ impl Domain for MockDomain {
         prot: Prot,
         page_sizes: u64,
     ) -> Result<(), Errno> {
+        if !prot.intersects(Prot::READ | Prot::WRITE) {
+            return Err(Errno::EINVAL);
+        }
+        // The table's own unit serves where a page of the CPU is asked for.
+        let page_sizes = page_sizes | MOCK_PAGE_SIZE;
         let mapped = self.table.lock().map(iova, physical, length, table_prot(prot), page_sizes);
         mapped.map_err(|error| match error {
             Error::NoMemory => Errno::ENOMEM,

@@ -52,12 +52,13 @@ impl MockNested {
         if request.flags & !IOMMU_TEST_INVALIDATE_FLAG_ALL != 0 {
             return Err(Errno::EOPNOTSUPP);
         }
+        // The index counts even where all entries go.
+        if request.iotlb_id > MOCK_NESTED_DOMAIN_IOTLB_ID_MAX {
+            return Err(Errno::EINVAL);
+        }
         if request.flags & IOMMU_TEST_INVALIDATE_FLAG_ALL != 0 {
             self.iotlb.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
             return Ok(());
-        }
-        if request.iotlb_id > MOCK_NESTED_DOMAIN_IOTLB_ID_MAX {
-            return Err(Errno::EINVAL);
         }
         self.iotlb[request.iotlb_id as usize].store(0, Ordering::Relaxed);
         Ok(())

@@ -53,7 +53,8 @@ impl MockViommu {
             return Err(Errno::EOPNOTSUPP);
         }
         let all = request.flags & IOMMU_TEST_INVALIDATE_FLAG_ALL != 0;
-        if !all && request.cache_id > MOCK_DEV_CACHE_ID_MAX {
+        // The index counts even where all entries go.
+        if request.cache_id > MOCK_DEV_CACHE_ID_MAX {
             return Err(Errno::EINVAL);
         }
         let device = self.handle.device(request.vdev_id.into()).ok_or(Errno::EINVAL)?;
@@ -78,7 +79,19 @@ impl Viommu for MockViommu {
 
     fn invalidate(&self, requests: &UserArray<'_>) -> (u32, Result<(), Errno>) {
         const TYPE: u32 = IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST;
-        each_request(requests, TYPE, |request| self.handle_request(request))
+        if requests.data_type() != TYPE {
+            return (0, Err(Errno::EINVAL));
+        }
+        let all = match requests.read_all(TYPE) {
+            Ok(all) => all,
+            Err(error) => return (0, Err(error)),
+        };
+        for (done, request) in (0..).zip(&all) {
+            if let Err(error) = self.handle_request(request) {
+                return (done, Err(error));
+            }
+        }
+        (requests.len(), Ok(()))
     }
 
     fn vdevice_init(&self, _device: &Arc<dyn IommuDevice>, _virt_id: u64) -> Result<(), Errno> {

@@ -39,6 +39,9 @@ pub(super) fn pin(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), E
         return Err(Errno::EOPNOTSUPP);
     }
     let write = body.flags & MOCK_FLAGS_ACCESS_WRITE != 0;
+    if body.flags & MOCK_FLAGS_ACCESS_SYZ != 0 {
+        body.iova = file.access()?.nth_area(body.iova);
+    }
     file.pins().pin((body.iova, body.length), write, |pages, id| {
         // A fuzzer need not know what should be there.
         if body.uptr != 0 && body.flags & MOCK_FLAGS_ACCESS_SYZ == 0 {
@@ -55,7 +58,7 @@ pub(super) fn pin(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), E
 fn same_pages(memory: &dyn AddressSpace, address: u64, pages: &PinnedPages) -> Result<(), Errno> {
     let mut pinned = pages.frames.iter().flat_map(|&(first, count)| first..first + count);
     let count = pages.frames.iter().map(|&(_, count)| count).sum();
-    frames(memory, address, count, |frame| {
+    frames(memory, address, count, &mut |frame| {
         if pinned.next() == Some(frame) { Ok(()) } else { Err(Errno::EBADE) }
     })
 }
@@ -68,7 +71,7 @@ pub(super) fn unpin(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(),
 
 /// `IOMMU_TEST_OP_ACCESS_RW`: copies between the caller's buffer and the IOAS.
 pub(super) fn copy(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), Errno> {
-    let body: iommu_test_access_rw = command.body();
+    let mut body: iommu_test_access_rw = command.body();
     if body.length > MOST {
         return Err(Errno::ENOMEM);
     }
@@ -77,6 +80,9 @@ pub(super) fn copy(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), 
         return Err(Errno::EOPNOTSUPP);
     }
     let access = AccessFile::get(call, command.id)?.access()?;
+    if body.flags & MOCK_FLAGS_ACCESS_SYZ != 0 {
+        body.iova = access.nth_area(body.iova);
+    }
     inject::site("selftest: copy buffer")?;
     let mut small = [0; 256];
     let mut large = Vec::new();
@@ -91,26 +97,12 @@ pub(super) fn copy(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), 
     if write {
         call.memory.read(body.uptr, buffer)?;
     }
-    if body.flags & MOCK_ACCESS_RW_SLOW_PATH == 0 || body.length == 0 {
-        if write {
-            access.write(body.iova, buffer)?;
-        } else {
-            access.read(body.iova, buffer)?;
-        }
+    let slow = body.flags & MOCK_ACCESS_RW_SLOW_PATH != 0;
+    let of = (!slow).then(|| call.memory.id());
+    if write {
+        access.write_pinned(body.iova, buffer, of)?;
     } else {
-        // Page by page.
-        let mut done = 0;
-        while done < length {
-            let at = body.iova.checked_add(done as u64).ok_or(Errno::EOVERFLOW)?;
-            let piece = (PAGE_SIZE - at % PAGE_SIZE).min((length - done) as u64) as usize;
-            let part = &mut buffer[done..done + piece];
-            if write {
-                access.write(at, part)?;
-            } else {
-                access.read(at, part)?;
-            }
-            done += piece;
-        }
+        access.read_pinned(body.iova, buffer, of)?;
     }
     if write { Ok(()) } else { call.memory.write(body.uptr, buffer) }
 }

@@ -13,9 +13,9 @@ const LEAST_LIMIT: u32 = 12;
 /// `IOMMU_TEST_OP_ADD_RESERVED`: for the life of the IOAS.
 pub(super) fn add_reserved(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), Errno> {
     let body: iommu_test_add_reserved = command.body();
-    let ioas = call.context.objects().get::<Ioas>(command.id)?;
     let last = body.length.checked_sub(1).ok_or(Errno::EINVAL)?;
     let last = body.start.checked_add(last).ok_or(Errno::EOVERFLOW)?;
+    let ioas = call.context.objects().get::<Ioas>(command.id)?;
     ioas.reserve(Owner::unique(), &[body.start..=last])
 }
 

@@ -8,7 +8,6 @@ use ioctl_abi::selftest::{
 use super::device::SelftestDevice;
 use crate::Errno;
 use crate::call::Call;
-use crate::kapi;
 
 /// `IOMMU_TEST_OP_PASID_ATTACH`.
 pub(super) fn attach(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), Errno> {
@@ -40,13 +39,17 @@ pub(super) fn detach(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<()
 }
 
 /// `IOMMU_TEST_OP_PASID_CHECK_HWPT`: `EINVAL` when the PASID is attached to anything else than the
-/// HWPT, or is attached though the user says 0; `ENOENT` for no such HWPT.
+/// HWPT, or is attached though the user says 0; `ENOENT` for no such object.
 pub(super) fn check(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), Errno> {
     let body: iommu_test_pasid_check = command.body();
     SelftestDevice::with(call.context, command.id, |device| {
         let expected = match body.hwpt_id {
             0 => None,
-            id => kapi::domain(call.context, id).map(|_| Some(id))?,
+            id => {
+                // Whatever object it is: one that is no HWPT is not what is attached.
+                call.context.objects().get_any(id)?;
+                Some(id)
+            }
         };
         if device.attached(body.pasid) == expected { Ok(()) } else { Err(Errno::EINVAL) }
     })

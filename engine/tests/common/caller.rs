@@ -126,6 +126,10 @@ impl Caller for TestCaller {
         files.push(Some(file));
         Ok(())
     }
+    fn install_untold(&self, _: Arc<dyn EngineFile>) -> Result<(), Errno> {
+        Err(Errno::EMFILE)
+    }
+
     fn install_as_result(&self, _: Arc<dyn EngineFile>) -> Result<(), Errno> {
         Err(Errno::EMFILE)
     }

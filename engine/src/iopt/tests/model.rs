@@ -232,6 +232,8 @@ impl World {
                         if !part.pages_writable {
                             return Err(Errno::EPERM);
                         }
+                    }
+                    for part in parts {
                         let end = part.va + (part.last - part.start) + 1;
                         let buffer_end = BUFFER + BUFFER_PAGES * PAGE_SIZE;
                         if end > buffer_end && !self.domains.is_empty() {
@@ -370,22 +372,29 @@ impl World {
         if length == 0 {
             return Err(Errno::EINVAL);
         }
-        let parts = self.covering(&(iova..=iova + length - 1)).ok_or(Errno::ENOENT)?;
-        let count = parts.len();
-        for (index, part) in parts.iter().enumerate() {
-            let end = part.va + (part.last - part.start) + 1;
-            if !part.va.is_multiple_of(PAGE_SIZE)
-                || (index + 1 < count && !end.is_multiple_of(PAGE_SIZE))
-            {
+        // Area by area: what is wrong with one comes before a hole behind it.
+        let (mut at, last) = (iova, iova + length - 1);
+        loop {
+            let area = self.areas.iter().find(|area| (area.start..=area.last).contains(&at));
+            let area = area.ok_or(Errno::ENOENT)?;
+            let here = area.last.min(last);
+            let first = area.va + (at - area.start);
+            let end = first + (here - at) + 1;
+            let whole = here == last || end.is_multiple_of(PAGE_SIZE);
+            if !first.is_multiple_of(PAGE_SIZE) || !whole {
                 return Err(Errno::EINVAL);
             }
-            if !part.writable {
+            if !area.writable {
                 return Err(Errno::EPERM);
             }
+            if end > BUFFER + BUFFER_PAGES * PAGE_SIZE {
+                return Err(Errno::EFAULT);
+            }
+            if here == last {
+                return Ok(());
+            }
+            at = here + 1;
         }
-        let end = BUFFER + BUFFER_PAGES * PAGE_SIZE;
-        let bad = parts.iter().any(|p| p.va + (p.last - p.start) >= end);
-        if bad { Err(Errno::EFAULT) } else { Ok(()) }
     }
 
     fn unmap(&mut self, range: &RangeInclusive<u64>) -> Result<u64, Errno> {
