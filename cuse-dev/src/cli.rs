@@ -60,6 +60,9 @@ pub(crate) struct Run {
     /// Exit with 1 if the program succeeded and left an object, a pin or a descriptor behind
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Do as Linux 7.3 does even where it is plainly at fault: see docs/differences.md
+    #[arg(long)]
+    pub(crate) quirks: bool,
     /// Page frame numbers in IOPTEs: the machine's, or made-up ones that stay the same
     #[arg(long, value_name = "KIND", default_value = "real")]
     pub(crate) pfn: Pfn,

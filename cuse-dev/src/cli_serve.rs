@@ -31,6 +31,9 @@ pub(crate) struct Serve {
     /// Write a line for each call to FILE: caller, command with all fields, result, time
     #[arg(long, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,
+    /// Do as Linux 7.3 does even where it is plainly at fault: see docs/differences.md
+    #[arg(long)]
+    pub(crate) quirks: bool,
     /// Page frame numbers in IOPTEs: made-up ones that stay the same, or the machine's, for
     /// which the daemon keeps CAP_SYS_ADMIN
     #[arg(long, value_name = "KIND", default_value = "simulated")]
@@ -72,6 +75,7 @@ impl From<Serve> for serve::Options {
                 requests: options.max_requests,
             },
             pfn: options.pfn.into(),
+            quirks: options.quirks,
         }
     }
 }

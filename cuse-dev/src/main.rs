@@ -20,6 +20,7 @@ fn main() {
             let run = cuse_dev::run::Options {
                 command: options.command,
                 strict: options.strict,
+                quirks: options.quirks,
                 pfn: options.pfn.into(),
                 control: options.control,
                 warnings: warnings.clone(),

@@ -232,7 +232,8 @@ impl Process for CallerProcess {
         };
         // What CAP_SYS_RESOURCE guards here is a choice within softiommu. Where a container takes it
         // from root, too, root may choose.
-        if capability == Capability::SysResource && !sys::obtainable(number) {
+        let exact = self.memory.host().exact_rights.load(Ordering::Relaxed);
+        if capability == Capability::SysResource && !exact && !sys::obtainable(number) {
             return self.uid() == 0;
         }
         self.initial_namespace

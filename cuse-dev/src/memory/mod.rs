@@ -34,7 +34,7 @@ pub(crate) mod watch;
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use engine::{Engine, Errno};
 
@@ -50,14 +50,22 @@ pub struct Host {
     pub(crate) watch: watch::Watch,
     /// Pages in all pins that there are.
     pub(crate) held: AtomicU64,
+    /// Whether a right that a container takes from everybody is missing, as Linux has it.
+    pub(crate) exact_rights: AtomicBool,
 }
 
 impl Host {
+    /// From now on callers have the rights that they have, even where nobody here can have one.
+    pub fn want_exact_rights(&self) {
+        self.exact_rights.store(true, Ordering::Relaxed);
+    }
+
     /// Once per daemon. Fails where `/proc` cannot be read.
     pub fn new(pfn: PfnMode) -> std::io::Result<Arc<Self>> {
         let pagemap = File::open("/proc/self/pagemap")?;
-        let (maps, own, watch, held) = Default::default();
-        Ok(Arc::new(Self { maps, own, pfns: pfn::Pfns::new(pfn), pagemap, watch, held }))
+        let (maps, own, watch, held, exact_rights) = Default::default();
+        let pfns = pfn::Pfns::new(pfn);
+        Ok(Arc::new(Self { maps, own, pfns, pagemap, watch, held, exact_rights }))
     }
 
     /// Has `engine` warn when something happens to memory of callers that it maps. To be called

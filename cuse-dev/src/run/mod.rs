@@ -66,6 +66,8 @@ pub struct Options {
     pub command: Vec<OsString>,
     /// Exit with 1 when the program succeeded and left an object, a pin or a descriptor behind.
     pub strict: bool,
+    /// Do as Linux does where it is at fault.
+    pub quirks: bool,
     /// Where page frame numbers come from.
     pub pfn: PfnMode,
     /// Where the control socket is; nothing for where `softiommu show` looks by itself.
@@ -158,7 +160,11 @@ fn supervise(
     descriptors::keep_only(&[front.0.as_fd(), launched.listener.as_fd(), launched.status.as_fd()])?;
     raise_descriptor_limit();
     prepare()?;
-    let supervisor = Supervisor::new(launched.listener, Host::new(options.pfn)?)?;
+    let host = Host::new(options.pfn)?;
+    if options.quirks {
+        host.want_exact_rights();
+    }
+    let supervisor = Supervisor::new(launched.listener, host, options.quirks)?;
     supervisor.start()?;
     let _control = listen(options, started, &supervisor)?;
     if let Err(error) = launch::started(&launched.status, name) {

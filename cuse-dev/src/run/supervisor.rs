@@ -104,13 +104,17 @@ impl From<Errno> for Answer {
 
 impl Supervisor {
     /// A supervisor that answers `listener`'s calls from a new engine.
-    pub(crate) fn new(listener: OwnedFd, host: Arc<Host>) -> Result<Arc<Self>, Errno> {
+    pub(crate) fn new(
+        listener: OwnedFd,
+        host: Arc<Host>,
+        quirks: bool,
+    ) -> Result<Arc<Self>, Errno> {
         let debugfs = Debugfs::new().unwrap_or_else(|error| {
             tracing::warn!(%error, "no directory for the fault-injection knobs");
             None
         });
         let event_files = EventFiles::new();
-        let engine = Engine::new();
+        let engine = Engine::with_quirks(quirks);
         host.warn_of_changes(&engine).map_err(|error| crate::memory::errno(&error))?;
         Ok(Arc::new(Self {
             listener: Listener::new(listener),

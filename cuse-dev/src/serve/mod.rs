@@ -53,6 +53,8 @@ pub struct Options {
     pub group: u32,
     /// Stay in the foreground. Else the call returns to the shell once the node is there.
     pub foreground: bool,
+    /// Do as Linux does where it is at fault.
+    pub quirks: bool,
     /// What each user may have.
     pub limits: Limits,
     /// Where page frame numbers come from. Real ones need CAP_SYS_ADMIN for good.
@@ -84,10 +86,13 @@ pub fn serve(options: &Options, prepare: impl FnOnce() -> io::Result<()>) -> Res
     let janitor = janitor::start(&mut fronts).map_err(setup("start the janitor"))?;
     let events = EventFiles::mount().map_err(setup("mount the event files"))?;
     let host = Host::new(options.pfn).map_err(|error| Error::Setup("look at memory", error))?;
+    if options.quirks {
+        host.want_exact_rights();
+    }
     confine::confine(options.pfn).map_err(setup("give up privileges"))?;
     // Threads from here on: they have what is left to this one.
     let files = EventFiles::over(events).map_err(setup("serve the event files"))?;
-    let engine = Engine::new();
+    let engine = Engine::with_quirks(options.quirks);
     host.warn_of_changes(&engine).map_err(|error| Error::Setup("start threads", error))?;
     let callers = Callers::new(host);
     callers.expect_deaths().map_err(setup("wait for the death of callers"))?;
