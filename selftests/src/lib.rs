@@ -4,4 +4,5 @@
 //! `/dev/iommu` is there, and says what each call answered. What the real kernel answered is kept
 //! in `golden/`; `tests/conformance.rs` plays the same programs under `softiommu run`.
 
+pub mod conformance;
 pub mod probe;

@@ -7,8 +7,9 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+mod common;
 
 /// Long enough for a machine under load; a program takes a fraction of a second.
 const LIMIT: Duration = Duration::from_secs(170);
@@ -48,36 +49,6 @@ fn is_like(text: &str, pattern: &str) -> bool {
     })
 }
 
-/// `softiommu`; built when it is not there. `None` where this machine cannot run it.
-fn softiommu() -> Option<&'static Path> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM
-        .get_or_init(|| {
-            if let Some(path) =
-                std::env::var_os("SOFTIOMMU_PROGRAM").filter(|path| !path.is_empty())
-            {
-                return Some(path.into());
-            }
-            let probe = Path::new(env!("CARGO_BIN_EXE_softiommu-probe"));
-            let path = probe.with_file_name("softiommu");
-            if path.exists() {
-                return Some(path);
-            }
-            let mut build = Command::new(env!("CARGO"));
-            build.args(["build", "--quiet", "--package", "softiommu", "--bin", "softiommu"]);
-            if probe.parent().is_some_and(|dir| dir.ends_with("release")) {
-                build.arg("--release");
-            }
-            let built = build.stdin(Stdio::null()).status().is_ok_and(|status| status.success());
-            if !built {
-                eprintln!("SKIPPED: no {}, and cargo cannot build it", path.display());
-                return None;
-            }
-            Some(path)
-        })
-        .as_deref()
-}
-
 /// Reads to the end, with a limit on the child's time.
 fn output(mut child: Child) -> (Option<bool>, String, String) {
     let mut pipes = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
@@ -109,7 +80,7 @@ fn conforms(name: &str) {
         eprintln!("SKIPPED: what Linux answers to root is kept; other users may do less");
         return;
     }
-    let Some(softiommu) = softiommu() else { return };
+    let Some(softiommu) = common::softiommu() else { return };
     let golden = std::fs::read_to_string(here(&format!("golden/linux-7.3/{name}.txt")))
         .expect("recorded by ci/record");
     let child = Command::new(softiommu)

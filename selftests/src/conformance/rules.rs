@@ -1,0 +1,58 @@
+//! What of a reply cannot be compared between two machines, each with its reason.
+//!
+//! Everything else counts, byte for byte. Addresses of the caller need no rule: programs live in an
+//! [`arena`](super::arena) that is the same everywhere.
+
+use ioctl_abi::Command;
+use ioctl_abi::iommufd::{IOMMU_IOAS_NOIOMMU_GET_PA, iommu_ioas_noiommu_get_pa};
+use ioctl_abi::layout::AbiStruct;
+use ioctl_abi::selftest::{IOMMU_TEST_CMD, IOMMU_TEST_OP_DMABUF_GET};
+
+use super::reply::{Reply, number};
+use super::step::{Argument, Call};
+
+/// Takes out of `reply` what another machine may answer otherwise.
+pub fn apply(call: &Call, reply: &mut Reply) {
+    let Call::Ioctl { request, argument: Argument::Struct { .. }, .. } = call else { return };
+    if *request == IOMMU_IOAS_NOIOMMU_GET_PA {
+        physical(reply);
+    }
+}
+
+/// Which frame a page lies in, and how many that follow are contiguous, is up to each machine's
+/// allocator. The offset in the page is not, nor is that at least the page's rest is contiguous.
+fn physical(reply: &mut Reply) {
+    let layout = iommu_ioas_noiommu_get_pa::LAYOUT;
+    let field = |name| layout.field(name).map(|field| field.offset..field.end());
+    let (Some(phys), Some(length)) = (field("out_phys"), field("length")) else { return };
+    if !reply.ok() {
+        return;
+    }
+    if let Some(bytes) = reply.after.get_mut(phys) {
+        let offset = number(bytes, 0, 8) & 0xfff;
+        bytes.copy_from_slice(&offset.to_le_bytes());
+        if let Some(bytes) = reply.after.get_mut(length) {
+            let rest = number(bytes, 0, 8).min(0x1000 - offset);
+            bytes.copy_from_slice(&rest.to_le_bytes());
+        }
+    }
+}
+
+/// Whether a call may open a descriptor and not return it, so that the machine looks for one:
+/// Linux 7.3's DMABUF_GET returns 0.
+pub fn opens_quietly(request: u32, bytes: &[u8]) -> bool {
+    request == IOMMU_TEST_CMD && number(bytes, 4, 4) == u64::from(IOMMU_TEST_OP_DMABUF_GET)
+}
+
+/// The command that a call is, and of a selftest's its operation.
+pub fn command(call: &Call) -> Option<(Command, Option<u32>)> {
+    let Call::Ioctl { request, argument, .. } = call else { return None };
+    let command = Command::from_ioctl(*request)?;
+    let op = match argument {
+        Argument::Struct { bytes, .. } if command == Command::Test => {
+            Some(number(bytes, 4, 4) as u32)
+        }
+        _ => None,
+    };
+    Some((command, op))
+}

@@ -1,0 +1,173 @@
+//! The side that plays: takes tasks, a line of JSON each, and answers in lines of JSON.
+
+use std::ffi::CStr;
+use std::io::{BufRead, Write};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::coverage::Coverage;
+use super::reply::Reply;
+use super::step::Step;
+use super::worker::{self, End};
+
+/// What to play.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Task {
+    /// The programs of these seeds; a digest of each is enough.
+    Digests {
+        /// The first seed.
+        first: u64,
+        /// The last one.
+        last: u64,
+        /// Calls of a program.
+        calls: u32,
+    },
+    /// The same, with a mark for each call, as a baseline keeps them.
+    Marks {
+        /// The first seed.
+        first: u64,
+        /// The last one.
+        last: u64,
+        /// Calls of a program.
+        calls: u32,
+    },
+    /// The program of a seed, in full.
+    Transcript {
+        /// The seed.
+        seed: u64,
+        /// Calls of the program.
+        calls: u32,
+    },
+    /// A program.
+    Program(Vec<Step>),
+    /// Programs of these seeds on several threads.
+    Threads {
+        /// The first seed.
+        first: u64,
+        /// The last one.
+        last: u64,
+        /// Calls of each thread.
+        calls: u32,
+    },
+    /// None more.
+    Quit,
+}
+
+/// A line of an answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Line {
+    /// A program's digest.
+    Digest {
+        /// Its seed.
+        seed: u64,
+        /// The digest.
+        digest: u64,
+    },
+    /// A program's marks.
+    Marks {
+        /// Its seed.
+        seed: u64,
+        /// [`super::baseline::MARK`] letters for each call.
+        marks: String,
+    },
+    /// A call and its reply.
+    Played {
+        /// The call.
+        step: Step,
+        /// The reply.
+        reply: Reply,
+    },
+    /// What the programs reached.
+    Coverage(Coverage),
+    /// How a program of threads ended.
+    Threads {
+        /// Its seed.
+        seed: u64,
+        /// What is wrong with its end, if anything.
+        wrong: Option<String>,
+    },
+    /// A program that did not come to its end.
+    Lost {
+        /// Its seed, where there is one.
+        seed: Option<u64>,
+        /// Why.
+        why: String,
+    },
+    /// The task could not be done.
+    Failed(String),
+    /// The last line.
+    End,
+}
+
+/// Answers tasks until one says quit. With `patient`, an end of input is waited out: a virtual
+/// machine's port reads as ended while nobody is connected.
+pub fn serve(
+    node: &'static CStr,
+    tasks: &mut dyn BufRead,
+    out: &mut dyn Write,
+    patient: bool,
+) -> Result<(), String> {
+    loop {
+        let mut text = String::new();
+        let got = tasks.read_line(&mut text).map_err(|error| error.to_string())?;
+        if got == 0 && patient {
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        }
+        if got == 0 {
+            return Ok(());
+        }
+        let task: Task = match serde_json::from_str(&text) {
+            Ok(task) => task,
+            Err(error) => {
+                say(out, &Line::Failed(format!("no task: {error}")))?;
+                continue;
+            }
+        };
+        if matches!(task, Task::Quit) {
+            return say(out, &Line::End);
+        }
+        answer(node, task, out)?;
+        say(out, &Line::End)?;
+    }
+}
+
+fn say(out: &mut dyn Write, line: &Line) -> Result<(), String> {
+    let mut text = serde_json::to_string(line).map_err(|error| error.to_string())?;
+    text.push('\n');
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| error.to_string())
+}
+
+/// Does a task; where a worker is lost with a program, the programs after it get another worker.
+fn answer(node: &'static CStr, mut task: Task, out: &mut dyn Write) -> Result<(), String> {
+    loop {
+        let mut reached = None;
+        let end = worker::run(node, &task, &mut |line| {
+            if let Line::Digest { seed, .. }
+            | Line::Marks { seed, .. }
+            | Line::Threads { seed, .. } = &line
+            {
+                reached = Some(*seed);
+            }
+            say(out, &line)
+        })?;
+        let why = match end {
+            End::Done => return Ok(()),
+            End::Crashed(why) => format!("crashed: {why}"),
+            End::Hung => "hung".to_owned(),
+        };
+        let (Task::Digests { first, last, .. }
+        | Task::Marks { first, last, .. }
+        | Task::Threads { first, last, .. }) = &mut task
+        else {
+            return say(out, &Line::Lost { seed: None, why });
+        };
+        let lost = reached.map_or(*first, |seed| seed + 1);
+        say(out, &Line::Lost { seed: Some(lost), why })?;
+        if lost >= *last {
+            return Ok(());
+        }
+        *first = lost + 1;
+    }
+}

@@ -1,0 +1,226 @@
+//! Plays programs in a process of their own, so that a program's end is not the server's.
+#![allow(unsafe_code)] // fork, and descriptors that are moved by number.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{BufWriter, Read as _, Write as _};
+use std::os::fd::FromRawFd as _;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::coverage::Coverage;
+use super::digest::Digest;
+use super::generator::Generator;
+use super::machine::{Machine, OWN_DESCRIPTORS};
+use super::reply::Reply;
+use super::serve::{Line, Task};
+use super::step::Step;
+
+/// How long a worker may say nothing. A program takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How a worker ended.
+pub(super) enum End {
+    /// It did all.
+    Done,
+    /// It stopped before its end, after that many lines.
+    Crashed(String),
+    /// It said nothing for too long.
+    Hung,
+}
+
+/// Plays each step that `next` makes, and tells it and its reply to `told`.
+fn play(
+    node: &'static CStr,
+    mut next: impl FnMut(Option<&Reply>) -> Option<Step>,
+    mut told: impl FnMut(&Step, &Reply),
+) -> Result<(), Errno> {
+    let mut machine = Machine::new(node)?;
+    let mut last = None;
+    while let Some(step) = next(last.as_ref()) {
+        let reply = machine.play(&step);
+        told(&step, &reply);
+        last = Some(reply);
+    }
+    Ok(())
+}
+
+/// Plays the program of a seed.
+fn play_seed(
+    node: &'static CStr,
+    seed: u64,
+    calls: u32,
+    told: impl FnMut(&Step, &Reply),
+) -> Result<(), Errno> {
+    let mut generator = Generator::new(seed, calls);
+    play(
+        node,
+        |reply| {
+            if let Some(reply) = reply {
+                generator.learn(reply);
+            }
+            generator.step()
+        },
+        told,
+    )
+}
+
+fn work(node: &'static CStr, task: &Task, out: &mut impl std::io::Write) -> Result<(), String> {
+    let mut say = |line: &Line| -> Result<(), String> {
+        serde_json::to_writer(&mut *out, line).map_err(|error| error.to_string())?;
+        out.write_all(b"\n").and_then(|()| out.flush()).map_err(|error| error.to_string())
+    };
+    let failed = |errno: Errno| format!("the program's memory: {errno}");
+    match task {
+        Task::Digests { first, last, calls } => {
+            let mut coverage = Coverage::default();
+            for seed in *first..=*last {
+                let mut digest = Digest::default();
+                play_seed(node, seed, *calls, |step, reply| {
+                    digest.number(super::digest::of(&step.call, reply));
+                    coverage.count(&step.call, reply);
+                })
+                .map_err(failed)?;
+                say(&Line::Digest { seed, digest: digest.0 })?;
+            }
+            say(&Line::Coverage(coverage))?;
+        }
+        Task::Marks { first, last, calls } => {
+            for seed in *first..=*last {
+                let mut marks = String::new();
+                play_seed(node, seed, *calls, |step, reply| {
+                    marks.push_str(&super::baseline::mark(&step.call, reply));
+                })
+                .map_err(failed)?;
+                say(&Line::Marks { seed, marks })?;
+            }
+        }
+        Task::Transcript { seed, calls } => {
+            let mut played = Vec::new();
+            play_seed(node, *seed, *calls, |step, reply| {
+                played.push((step.clone(), reply.clone()));
+            })
+            .map_err(failed)?;
+            for (step, reply) in played {
+                say(&Line::Played { step, reply })?;
+            }
+        }
+        Task::Program(steps) => {
+            let mut steps = steps.iter().cloned();
+            let mut played = Vec::new();
+            play(node, |_| steps.next(), |step, reply| played.push((step.clone(), reply.clone())))
+                .map_err(failed)?;
+            for (step, reply) in played {
+                say(&Line::Played { step, reply })?;
+            }
+        }
+        Task::Threads { first, last, calls } => {
+            for seed in *first..=*last {
+                say(&super::threads::play(node, seed, *calls)?)?;
+            }
+        }
+        Task::Quit => {}
+    }
+    Ok(())
+}
+
+/// Runs a task in a child process; each of its lines goes to `line`.
+pub(super) fn run(
+    node: &'static CStr,
+    task: &Task,
+    line: &mut dyn FnMut(Line) -> Result<(), String>,
+) -> Result<End, String> {
+    let mut ends = [0; 2];
+    // SAFETY: room for two descriptors.
+    Errno::result(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })
+        .map_err(|errno| format!("pipe: {errno}"))?;
+    // SAFETY: the server has one thread.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: the child's own descriptors, by number; below OWN_DESCRIPTORS a program finds the
+        // same in every worker: /dev/null as its standard ones.
+        let out = unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            let out = libc::fcntl(ends[1], libc::F_DUPFD_CLOEXEC, OWN_DESCRIPTORS as i32);
+            let errors = libc::fcntl(2, libc::F_DUPFD_CLOEXEC, OWN_DESCRIPTORS as i32);
+            let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+            for fd in 0..3 {
+                libc::dup2(null, fd);
+            }
+            libc::syscall(libc::SYS_close_range, 3, OWN_DESCRIPTORS - 1, 0_u32);
+            std::panic::set_hook(Box::new(move |info| {
+                let said = format!("a worker: {info}\n");
+                libc::write(errors, said.as_ptr().cast(), said.len());
+            }));
+            File::from_raw_fd(out)
+        };
+        let mut out = BufWriter::new(out);
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            match work(node, task, &mut out) {
+                Ok(()) => Line::End,
+                Err(why) => Line::Failed(why),
+            }
+        }))
+        .unwrap_or_else(|_| Line::Failed("a panic".to_owned()));
+        let _ = serde_json::to_writer(&mut out, &done);
+        let _ = out.write_all(b"\n");
+        let _ = out.flush();
+        // SAFETY: nothing of the server's runs here.
+        unsafe { libc::_exit(0) };
+    }
+    // SAFETY: our own descriptors, each used once.
+    let from = unsafe {
+        libc::close(ends[1]);
+        File::from_raw_fd(ends[0])
+    };
+    let end = listen(from, line);
+    // SAFETY: our own child, which is not needed any more, and not waited for elsewhere.
+    let status = unsafe {
+        libc::kill(child, libc::SIGKILL);
+        let mut status = 0;
+        libc::waitpid(child, &mut status, 0);
+        status
+    };
+    Ok(match end? {
+        Some(end) => end,
+        None if libc::WIFSIGNALED(status) => {
+            End::Crashed(format!("signal {}", libc::WTERMSIG(status)))
+        }
+        None => End::Crashed(format!("status {status:#x}")),
+    })
+}
+
+/// Hands on a worker's lines, up to its last one.
+fn listen(
+    mut from: File,
+    line: &mut dyn FnMut(Line) -> Result<(), String>,
+) -> Result<Option<End>, String> {
+    use std::os::fd::AsRawFd as _;
+    let (mut buffer, mut bytes) = (Vec::new(), [0; 1 << 16]);
+    loop {
+        let begin = Instant::now();
+        let mut poll = libc::pollfd { fd: from.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd.
+        let ready = unsafe { libc::poll(&mut poll, 1, PATIENCE.as_millis() as i32) };
+        if ready == 0 && begin.elapsed() >= PATIENCE {
+            return Ok(Some(End::Hung));
+        }
+        if ready <= 0 {
+            continue;
+        }
+        let got = from.read(&mut bytes).map_err(|error| error.to_string())?;
+        if got == 0 {
+            return Ok(None);
+        }
+        buffer.extend_from_slice(&bytes[..got]);
+        while let Some(end) = buffer.iter().position(|&byte| byte == b'\n') {
+            let said: Vec<u8> = buffer.drain(..=end).collect();
+            match serde_json::from_slice(&said).map_err(|error| error.to_string())? {
+                Line::End => return Ok(Some(End::Done)),
+                Line::Failed(why) => return Ok(Some(End::Crashed(why))),
+                other => line(other)?,
+            }
+        }
+    }
+}
