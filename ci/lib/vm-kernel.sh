@@ -1,12 +1,34 @@
-# The VM's kernels: ours, built from $kernel_source, and Debian's own image.
+# The VM's kernels: ours, built from $kernel_source (one of them to be measured), and Debian's own
+# image.
 # Each sets $vm_kernel to a bzImage and $vm_modules to a directory of modules or nothing.
 # To be sourced after kernel-source.sh.
 
 # vm_kernel_upstream : built once for each configuration.
 vm_kernel_upstream() {
-    local key build
-    key=$(cat "$top/ci/vm.d/kernel.config" "$kernel_source/Makefile" | sha256sum | cut -c1-16)
-    vm_kernel=$cache/vm/upstream-$key/bzImage
+    vm_kernel_build upstream "$top/ci/vm.d/kernel.config"
+}
+
+# vm_kernel_coverage : the same, in which gcov counts the lines of drivers/iommu/iommufd. What gcov
+# needs to know of the build is kept in $vm_kernel's directory.
+vm_kernel_coverage() {
+    local file words=()
+    for file in "$kernel_source"/drivers/iommu/iommufd/*.c; do
+        file=${file##*/}
+        # By the object's name on make's command line: the tree stays as it is.
+        [ "$file" = selftest.c ] || words+=("GCOV_PROFILE_${file%.c}.o=y")
+    done
+    vm_kernel_make=("${words[@]}")
+    cat "$top/ci/vm.d/kernel.config" "$top/ci/vm.d/coverage.config" >"$cache/vm-coverage.config"
+    vm_kernel_build coverage "$cache/vm-coverage.config"
+    vm_kernel_make=()
+}
+
+vm_kernel_make=()
+# vm_kernel_build NAME CONFIG : sets $vm_kernel to what make and $vm_kernel_make make of it.
+vm_kernel_build() {
+    local key build name=$1 config=$2
+    key=$(cat "$config" "$kernel_source/Makefile" | sha256sum | cut -c1-16)
+    vm_kernel=$cache/vm/$name-$key/bzImage
     vm_modules=
     [ -f "$vm_kernel" ] && return 0
     install gcc make flex bison bc libelf-dev libssl-dev perl python3 rsync cpio
@@ -18,16 +40,17 @@ vm_kernel_upstream() {
         {
             make -C "$kernel_source" O="$build" tinyconfig
             "$kernel_source/scripts/kconfig/merge_config.sh" -m -O "$build" \
-                "$build/.config" "$top/ci/vm.d/kernel.config"
+                "$build/.config" "$config"
             make -C "$kernel_source" O="$build" olddefconfig
-            make -C "$kernel_source" O="$build" -j"$(nproc)" bzImage
+            make -C "$kernel_source" O="$build" -j"$(nproc)" "${vm_kernel_make[@]}" bzImage
         } </dev/null >"$build/log" 2>&1 || { tail -n 20 "$build/log" >&2; die "the kernel did not build, see $build/log"; }
         local option missing=()
         while IFS= read -r option; do
             grep -qxF "$option" "$build/.config" || missing+=("$option")
-        done < <(grep -E '^CONFIG_.*=y$' "$top/ci/vm.d/kernel.config")
+        done < <(grep -E '^CONFIG_.*=y$' "$config")
         [ ${#missing[@]} = 0 ] || say "not in the kernel: ${missing[*]}"
         cp "$build/.config" "${vm_kernel%/*}/config"
+        (cd "$build" && find drivers/iommu/iommufd -name '*.gcno' -exec cp --parents {} "${vm_kernel%/*}" \;)
         cp "$build/arch/x86/boot/bzImage" "$vm_kernel.new"
         mv "$vm_kernel.new" "$vm_kernel"
         rm -rf "$build"
