@@ -125,10 +125,10 @@ impl Helper {
 
     /// Free slots for `length` bytes from `address`.
     pub(super) fn slots(&self, mm: &Mm, address: u64, length: u64) -> Result<Vec<Wanted>, Errno> {
-        self.rings.slots(address, length, || self.new_ring(mm))
+        self.rings.slots(address, length, |slots| self.new_ring(mm, slots))
     }
 
-    fn new_ring(&self, mm: &Mm) -> Result<Ring, Errno> {
+    fn new_ring(&self, mm: &Mm, slots: u32) -> Result<Ring, Errno> {
         mm.poke(self.scratch, &[0; Params::SIZE])?;
         let (tracee, scratch) = (self.tracee.clone(), self.scratch);
         let number = self
@@ -143,7 +143,7 @@ impl Helper {
         let mut params = [0; Params::SIZE];
         mm.peek(self.scratch, &mut params)?;
         let fd = sys::pidfd_getfd(self.pidfd.as_fd(), number as i32)?;
-        Ring::new(fd, number, Params::from_bytes(&params))
+        Ring::new(fd, number, Params::from_bytes(&params), slots)
     }
 
     /// Pins each of `wanted` in turn, on the tracer, and gives it to `done` when it is pinned;

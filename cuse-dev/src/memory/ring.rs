@@ -13,8 +13,8 @@ use engine::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
 
-/// Slots for buffers of one ring: `IORING_MAX_REG_BUFFERS`.
-const SLOTS: u32 = 1 << 14;
+/// Most slots for buffers of one ring: `IORING_MAX_REG_BUFFERS`.
+pub(super) const MOST_SLOTS: u32 = 1 << 14;
 /// Bytes that one copy moves at most.
 const BOUNCE: usize = 256 << 10;
 const ENTRIES: u32 = 1;
@@ -194,8 +194,14 @@ enum Way<'a> {
 }
 
 impl Ring {
-    /// The ring behind `fd`, which the helper knows as `number` and made with `params`.
-    pub(super) fn new(fd: OwnedFd, number: u64, params: Params) -> Result<Self, Errno> {
+    /// The ring behind `fd`, which the helper knows as `number` and made with `params`. It gets as
+    /// many as `slots`, or fewer.
+    pub(super) fn new(
+        fd: OwnedFd,
+        number: u64,
+        params: Params,
+        mut slots: u32,
+    ) -> Result<Self, Errno> {
         let submissions = params.sq.array as usize + params.sq_entries as usize * 4;
         let completions =
             params.cq.dropped as usize + params.cq_entries as usize * size_of::<Completion>();
@@ -209,7 +215,6 @@ impl Ring {
             rings.word(params.sq.array + index * 4).store(index, Ordering::Relaxed);
         }
         // `struct io_uring_rsrc_register`: count, flags, and nothing else for empty slots.
-        let mut slots = SLOTS;
         loop {
             let register =
                 [u64::from(slots) | u64::from(IORING_RSRC_REGISTER_SPARSE) << 32, 0, 0, 0];
@@ -224,8 +229,8 @@ impl Ring {
         Ok(Self { fd, number, params, queues, free })
     }
 
-    /// A ring of this process.
-    pub(super) fn own() -> Result<Self, Errno> {
+    /// A ring of this process with as many as `slots`.
+    pub(super) fn own(slots: u32) -> Result<Self, Errno> {
         let mut params = Params::default();
         // SAFETY: the kernel reads and writes `params`, which has the structure's layout.
         let made =
@@ -235,7 +240,7 @@ impl Ring {
         }
         // SAFETY: the kernel just returned it as a new descriptor that nobody else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(made) };
-        Self::new(fd, 0, params)
+        Self::new(fd, 0, params, slots)
     }
 
     /// Pins `length` bytes of this process from `address` in `slot`. Only for [`Ring::own`].

@@ -7,11 +7,16 @@ use engine::Errno;
 use engine::memory::PAGE_SIZE;
 use parking_lot::Mutex;
 
-use super::ring::Ring;
+use super::ring::{MOST_SLOTS, Ring};
 
 /// Bytes that one slot holds at most. (The kernel allows 1 GiB; of smaller pieces the frames can
 /// be read while the next piece is being pinned.)
 pub(super) const PIECE: u64 = 128 << 20;
+
+/// Slots of the first ring; each further one has twice as many. For every huge page that it pins
+/// the kernel looks through all slots of the ring, used or not: few make that cheap for who maps
+/// much at once, and who maps a million pieces needs no thousand rings.
+const FEWEST_SLOTS: u32 = 256;
 
 /// Rings of one mm, more as slots are needed.
 #[derive(Default)]
@@ -41,7 +46,7 @@ impl Rings {
         &self,
         address: u64,
         length: u64,
-        new_ring: impl Fn() -> Result<Ring, Errno>,
+        new_ring: impl Fn(u32) -> Result<Ring, Errno>,
     ) -> Result<Vec<Wanted>, Errno> {
         let mut rings = self.0.lock();
         let mut wanted = Vec::with_capacity(length.div_ceil(PIECE) as usize);
@@ -50,7 +55,8 @@ impl Rings {
             let (ring, slot) = match found {
                 Some(found) => found,
                 None => {
-                    let ring = Arc::new(new_ring()?);
+                    let slots = FEWEST_SLOTS << rings.len().min(8);
+                    let ring = Arc::new(new_ring(slots.min(MOST_SLOTS))?);
                     rings.push(ring.clone());
                     let slot = ring.take_slot().ok_or(Errno::ENOMEM)?;
                     (ring, slot)
