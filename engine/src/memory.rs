@@ -29,6 +29,13 @@ pub trait AddressSpace: Send + Sync {
         None
     }
 
+    /// The frame that is at `address` now, or nothing where there is none: for reports, which tell
+    /// whether a pinned page still is the process's. `EOPNOTSUPP` where that cannot be seen.
+    fn frame_at(&self, address: u64) -> Result<Option<u64>, Errno> {
+        let _ = address;
+        Err(Errno::EOPNOTSUPP)
+    }
+
     /// Copies `into.len()` bytes from `address`, with the caller's own rights.
     /// `EFAULT` when any byte is not readable; `into` is then unspecified.
     fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Errno>;

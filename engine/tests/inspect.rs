@@ -176,6 +176,7 @@ fn a_frame_leads_back_to_its_bytes_and_owner() {
     let hwpt = bench.device.attached(NO_PASID).unwrap();
     bench.caller.memory.write(BUFFER + 5 * PAGE_SIZE, b"bytes").unwrap();
     let pfn = bench.caller.memory.pfn(BUFFER + 5 * PAGE_SIZE).unwrap();
+    assert_eq!(bench.engine.find_frame(pfn, false)[0].current, Some(true));
     // Bytes stay the frame's when the process unmaps it.
     bench.caller.memory.unmap(BUFFER + 5 * PAGE_SIZE, 1);
     let found = bench.engine.find_frame(pfn, true);
@@ -185,6 +186,7 @@ fn a_frame_leads_back_to_its_bytes_and_owner() {
     assert_eq!(frame.iova, IOVA + 2 * PAGE_SIZE);
     assert_eq!(frame.source.address, BUFFER + 5 * PAGE_SIZE);
     assert_eq!(frame.hwpts, [hwpt]);
+    assert_eq!(frame.current, Some(false));
     assert_eq!(frame.held, "shared");
     let bytes = frame.bytes.as_ref().unwrap();
     assert_eq!(bytes.len(), 2 * PAGE_SIZE as usize);

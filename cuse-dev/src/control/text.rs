@@ -269,6 +269,9 @@ fn frame(text: &mut String, report: &FrameReport) {
     let _ = writeln!(text, "{}", origin(source));
     let _ = writeln!(text, "  context {context}, IOAS {ioas}, IOVA {iova:#x}, {tables}");
     let _ = writeln!(text, "  {held}");
+    if report.current == Some(false) {
+        text.push_str("  the process has another page at that address now, or none\n");
+    }
 }
 
 fn seconds(age: f64) -> String {

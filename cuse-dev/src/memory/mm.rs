@@ -100,6 +100,11 @@ impl Mm {
         host.pfns.add(frames, &self.pagemap, address, pages, place)
     }
 
+    /// The real frame at `address` now, if there is one. `EOPNOTSUPP` where it cannot be seen.
+    pub(super) fn frame_at(&self, host: &Host, address: u64) -> Result<Option<u64>, Errno> {
+        host.pfns.now(&self.pagemap, address)
+    }
+
     /// What happens to the mapping is told from now on, where that can be had.
     pub(super) fn watch(&self, vma: &Vma) {
         let Ok(helper) = self.helper() else { return };

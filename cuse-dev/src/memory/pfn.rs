@@ -130,12 +130,19 @@ impl Pfns {
     ) -> Result<(), Errno> {
         let total = frames.pages().checked_add(pages).ok_or(Errno::ENOMEM)?;
         u32::try_from(total).map_err(|_| Errno::ENOMEM)?;
-        let mut entries = vec![0_u8; (pages.min(CHUNK) * 8) as usize];
-        let mut page = 0;
+        let mut entries = Vec::new();
+        let (mut page, mut most) = (0, HUGE);
         while page < pages {
-            let count = (pages - page).min(CHUNK);
-            let bytes = &mut entries[..(count * 8) as usize];
             let from = address + page * PAGE;
+            let known = self.add_huge(frames, pagemap, from..address + pages * PAGE);
+            if known != 0 {
+                (page, most) = (page + known, HUGE);
+                continue;
+            }
+            let count = (pages - page).min(most);
+            most = (2 * most).min(CHUNK);
+            entries.resize((count * 8) as usize, 0_u8);
+            let bytes = &mut entries[..];
             self.read(pagemap, from, bytes)?;
             let huge = |page: u64| is_huge(pagemap, from + page * PAGE);
             self.add_entries(frames, bytes, place.after(page), &huge);
@@ -157,6 +164,47 @@ impl Pfns {
             std::thread::sleep(std::time::Duration::from_micros(100));
         }
         Ok(())
+    }
+
+    /// Appends the real frames of the huge pages that `addresses` begin with, of which the first
+    /// one's frame says the others'. Answers how many pages that were, of 4 KiB each.
+    fn add_huge(&self, frames: &mut Frames, pagemap: &File, addresses: Range<u64>) -> u64 {
+        // Elsewhere pages of other sizes are called huge, too.
+        if !cfg!(target_arch = "x86_64")
+            || self.mode != PfnMode::Real
+            || !is_huge(pagemap, addresses.start)
+        {
+            return 0;
+        }
+        let Some(huge) = next_huge(pagemap, addresses.clone()) else { return 0 };
+        let mut at = huge.start;
+        while at < huge.end {
+            let mut entry = [0; 8];
+            let read = pagemap.read_exact_at(&mut entry, at / PAGE * 8);
+            let (Ok(()), (Some(frame), _)) = (read, self.real_run(&[entry])) else { break };
+            let stop = (at / (HUGE * PAGE) + 1) * (HUGE * PAGE);
+            let stop = stop.min(huge.end);
+            frames.push(frame, ((stop - at) / PAGE) as u32);
+            at = stop;
+        }
+        (at - huge.start) / PAGE
+    }
+
+    /// The real frame at `address` now, or nothing where there is none. `EOPNOTSUPP` where real
+    /// ones are not to be seen.
+    pub(crate) fn now(&self, pagemap: &File, address: u64) -> Result<Option<u64>, Errno> {
+        let mut entry = [0; 8];
+        let present = match pagemap.read_exact_at(&mut entry, address / PAGE * 8) {
+            Ok(()) => u64::from_ne_bytes(entry) & PRESENT != 0,
+            // Nobody has the mm any more.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => false,
+            Err(_) => return Err(Errno::EOPNOTSUPP),
+        };
+        match self.real_run(&[entry]) {
+            (Some(frame), _) => Ok(Some(frame)),
+            (None, _) if present || self.mode == PfnMode::Simulated => Err(Errno::EOPNOTSUPP),
+            (None, _) => Ok(None),
+        }
     }
 
     /// Frames for `pages` pages of which nothing is known.

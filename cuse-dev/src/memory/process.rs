@@ -209,6 +209,10 @@ impl AddressSpace for ProcessMemory {
         format!("pid {} ({})", self.mm.pid, self.mm.name)
     }
 
+    fn frame_at(&self, address: u64) -> Result<Option<u64>, Errno> {
+        self.mm.frame_at(&self.host, address)
+    }
+
     fn pid(&self) -> Option<u32> {
         Some(self.mm.pid)
     }

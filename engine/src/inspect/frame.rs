@@ -30,6 +30,9 @@ pub struct FrameReport {
     pub held: Name,
     /// Why it is a window or a copy.
     pub reason: Option<Name>,
+    /// Whether the process still has it at that address, or has unmapped, replaced or copied it
+    /// since; nothing where that cannot be told.
+    pub current: Option<bool>,
     /// Since how many seconds it is held.
     pub age: f64,
     /// The page's bytes, hexadecimal, if they were asked for and can be read.
@@ -55,7 +58,7 @@ impl Context {
                         pages.push(page + (pfn - first));
                     }
                 });
-                let find = |&page| area.find(self.id().0, ioas.id(), start, page);
+                let find = |&page| area.find(self.id().0, ioas.id(), start, page, pfn);
                 found.extend(pages.iter().filter_map(find));
             });
         });
@@ -85,7 +88,7 @@ impl Found {
 }
 
 impl crate::iopt::Area {
-    fn find(&self, context: u64, ioas: u32, start: u64, page: u64) -> Option<Found> {
+    fn find(&self, context: u64, ioas: u32, start: u64, page: u64, pfn: u64) -> Option<Found> {
         let pages: Range<u64> = self.all_pages(start);
         if !pages.contains(&page) {
             return None;
@@ -103,6 +106,7 @@ impl crate::iopt::Area {
             source: self.source(page * PAGE_SIZE),
             held,
             reason,
+            current: self.pages.frame_now(page).map(|now| now == Some(pfn)),
             age: run.as_ref().map_or(0.0, |run| run.since.elapsed().as_secs_f64()),
             bytes: None,
         };

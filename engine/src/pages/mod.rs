@@ -248,6 +248,14 @@ impl Pages {
         self.state.lock().account.add_to(payers);
     }
 
+    /// The frame that the process has for `page` now; nothing for a file, or where it can't be seen.
+    pub(crate) fn frame_now(&self, page: u64) -> Option<Option<u64>> {
+        match &self.source {
+            Source::Memory { memory, address } => memory.frame_at(address + page * PAGE_SIZE).ok(),
+            Source::File { .. } | Source::Dmabuf { .. } => None,
+        }
+    }
+
     /// The process whose memory it is.
     pub(crate) fn pid(&self) -> Option<u32> {
         match &self.source {

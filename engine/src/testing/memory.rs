@@ -106,6 +106,10 @@ impl TestMemory {
 }
 
 impl AddressSpace for TestMemory {
+    fn frame_at(&self, address: u64) -> Result<Option<u64>, Errno> {
+        Ok(self.pfn(address))
+    }
+
     fn id(&self) -> MmId {
         self.id
     }
