@@ -64,7 +64,7 @@ fn advice_takes_no_page_from_a_device() {
 }
 
 #[test]
-#[ignore = "what holds shared memory follows the file, not its pages"]
+#[ignore = "the bytes of shared memory are reached through a mapping, which follows the file"]
 fn holes_and_truncation_take_no_page_from_a_device() {
     rows(&["remove:memfd", "remove:shared", "punch:memfd", "truncate:memfd"]);
 }
