@@ -93,6 +93,16 @@ fn they_die_at_any_moment() {
 }
 
 #[test]
+fn memory_that_never_answers_holds_up_only_its_own_process() {
+    let Some(place) = place() else { return };
+    let output = run(&place, &[], "stuck");
+    assert!(output.status.success(), "{}", text(&output));
+    if text(&output).contains("no userfaultfd") {
+        eprintln!("SKIPPED: no userfaultfd here");
+    }
+}
+
+#[test]
 fn a_traced_program_has_windows_and_hears_why() {
     let Some(place) = place() else { return };
     if Command::new("strace").arg("-V").output().is_err() {

@@ -73,9 +73,7 @@ impl Host {
     pub fn warn_of_changes(&self, engine: &Arc<Engine>) -> std::io::Result<()> {
         let engine = Arc::downgrade(engine);
         self.watch.tell(Box::new(move |mm, addresses, what| {
-            if let Some(engine) = engine.upgrade() {
-                engine.memory_changed(mm, addresses, what);
-            }
+            engine.upgrade().is_some_and(|engine| engine.memory_changed(mm, addresses, what) != 0)
         }))
     }
 

@@ -25,11 +25,14 @@ use super::uffd::{Event, Uffd};
 const EXEC_INTERVAL: Duration = Duration::from_millis(500);
 /// Events that wait to be told; more are dropped rather than waited for.
 const QUEUE: usize = 1024;
-/// Events of one mm that are told in a second.
+/// Events of one mm that are read before the next one's.
+const MOST_AT_ONCE: usize = 64;
+/// Events of one mm that are told in a second, of those that anybody wants to know.
 const MOST_TOLD: u32 = 32;
 
-/// Who is told that something happened (the last argument) to addresses of an mm.
-pub(super) type Tell = Box<dyn Fn(MmId, &Range<u64>, &str) + Send + Sync>;
+/// Who is told that something happened (the last argument) to addresses of an mm. Answers whether
+/// that was worth telling.
+pub(super) type Tell = Box<dyn Fn(MmId, &Range<u64>, &str) -> bool + Send + Sync>;
 
 /// The mms that have helpers.
 #[derive(Default)]
@@ -103,7 +106,9 @@ impl Shared {
             let _ = poll(&mut fds, timeout);
             let _ = read(&self.wake.0, &mut [0; 64]);
             for one in &watched {
-                while let Some(event) = one.uffd.as_ref().and_then(|uffd| uffd.event()) {
+                let Some(uffd) = &one.uffd else { continue };
+                // One process after the other, however much one of them does.
+                for event in std::iter::from_fn(|| uffd.event()).take(MOST_AT_ONCE) {
                     if let Some(tell) = &self.tell {
                         let _ = tell.try_send((one.id, event));
                     }
@@ -147,10 +152,11 @@ fn pass_on(events: &Receiver<(MmId, Event)>, tell: &Tell) {
             told.clear();
         }
         let told = told.entry(mm).or_default();
+        if *told > MOST_TOLD || !tell(mm, &event.addresses, &event.what.to_string()) {
+            continue;
+        }
         *told += 1;
-        if *told <= MOST_TOLD {
-            tell(mm, &event.addresses, &event.what.to_string());
-        } else if *told == MOST_TOLD + 1 {
+        if *told > MOST_TOLD {
             tracing::warn!("more happens to memory of a process in this second than is told");
         }
     }

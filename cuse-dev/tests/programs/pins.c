@@ -13,6 +13,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -148,6 +149,45 @@ static void changed(void)
     CHECK(unmap(b, 16 * PAGE, IOVA) == 0);
     CHECK(munmap(at + 12 * PAGE, PAGE) == 0);
     usleep(300000);
+}
+
+/* One process maps memory whose fault nobody resolves. Others go on, and it can be killed. */
+static void stuck(void)
+{
+    int ready[2];
+    CHECK(pipe(ready) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        struct bench b = bench();
+        char *at = memory(8);
+        CHECK(map(b, at, PAGE, 2 * IOVA) == 0);
+        struct { uint64_t api, features, ioctls; } api = { 0xaa, 0, 0 };
+        struct { uint64_t start, length, mode, ioctls; } missing = { 0, 4 * PAGE, 1, 0 };
+        /* For faults of the kernel, too: that takes a privilege. */
+        int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
+        char *hole = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        missing.start = (uintptr_t)hole;
+        memset(hole, 1, PAGE);
+        char can = fd >= 0 && ioctl(fd, 0xc018aa3f, &api) == 0 && ioctl(fd, 0xc020aa00, &missing) == 0;
+        CHECK(write(ready[1], &can, 1) == 1);
+        if (!can)
+            pause();
+        map(b, hole, 4 * PAGE, IOVA);
+        _exit(3);
+    }
+    char can;
+    CHECK(read(ready[0], &can, 1) == 1);
+    if (!can)
+        puts("no userfaultfd");
+    usleep(100000);
+    for (int i = 0; i < 50; i++)
+        map_and_unmap(bench(), 4);
+    int status;
+    CHECK(waitpid(child, &status, WNOHANG) == 0);
+    CHECK(kill(child, SIGKILL) == 0);
+    CHECK(waitpid(child, &status, 0) == child);
+    map_and_unmap(bench(), 4);
 }
 
 /* RLIMIT_MEMLOCK binds at the very page, for who is bound by it. */
@@ -306,6 +346,8 @@ int main(int argc, char **argv)
         counted();
     else if (!strcmp(what, "changed"))
         changed();
+    else if (!strcmp(what, "stuck"))
+        stuck();
     else if (!strcmp(what, "limited"))
         limited();
     else if (!strcmp(what, "threads"))
