@@ -76,8 +76,6 @@ pub struct Tracee {
     cloned: bool,
     /// Still traced.
     attached: bool,
-    /// `SIGSTOP` came for it while it ran calls of ours.
-    stop_signal: bool,
     /// Whose thread traces it.
     tracer: Tracer,
 }
@@ -106,7 +104,7 @@ impl Tracee {
     fn attached(tid: u32, options: u64, cloned: bool) -> Self {
         ends::traced(tid);
         let (begun, tracer) = (None, Tracer::current());
-        Self { tid, options, begun, cloned, attached: true, stop_signal: false, tracer }
+        Self { tid, options, begun, cloned, attached: true, tracer }
     }
 
     /// A child that a tracee with [`TRACE_CHILDREN`] made. It is traced already, and stops before
@@ -243,8 +241,10 @@ impl Tracee {
         let ready = arch::call(&begun.registers, begun.at, number, arguments);
         self.set_registers(&ready)?;
         let (mut entered, mut again) = (false, 0);
+        let mut signal = 0;
         loop {
-            ptrace(libc::PTRACE_SYSCALL, self.tid, 0, 0)?;
+            let deliver = std::mem::take(&mut signal);
+            ptrace(libc::PTRACE_SYSCALL, self.tid, 0, deliver as usize)?;
             match self.wait(CALL_PATIENCE)? {
                 Stop::Entry => entered = true,
                 Stop::Exit if entered => {
@@ -259,7 +259,11 @@ impl Tracee {
                 }
                 Stop::Exit => {}
                 Stop::Other => {
-                    self.stop_signal |= self.stopped_by_signal();
+                    // The kernel stops the process then, all but this thread as long as we resume
+                    // it, and knows by itself whether SIGCONT came before it is let go.
+                    if self.stopped_by_signal() {
+                        signal = libc::SIGSTOP;
+                    }
                     each(self);
                 }
             }
@@ -327,10 +331,6 @@ impl Tracee {
         let ended = self.end();
         ptrace(libc::PTRACE_DETACH, self.tid, 0, 0)?;
         self.forget();
-        if self.stop_signal {
-            // SAFETY: no pointers. Nothing else than the process's own stop, which we took.
-            unsafe { libc::kill(self.tid as i32, libc::SIGSTOP) };
-        }
         ended
     }
 }

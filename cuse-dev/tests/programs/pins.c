@@ -279,13 +279,17 @@ static void stopped(void)
         _exit(0);
     }
     CHECK(setpgid(child, child) == 0);
-    int status;
-    for (unsigned seed = 1; waitpid(child, &status, WNOHANG) == 0; seed = seed * 1103515245 + 12345) {
+    int status = 0;
+    pid_t ended = 0;
+    /* Not without end: on a busy machine it would come to nothing between two stops. */
+    for (unsigned i = 0, seed = 1; i < 200 && ended == 0; i++, seed = seed * 1103515245 + 12345) {
         usleep(seed / 65536 % 2000);
         kill(-child, SIGSTOP);
         usleep(seed / 4096 % 500);
         kill(-child, SIGCONT);
+        ended = waitpid(child, &status, WNOHANG);
     }
+    CHECK(ended == child || waitpid(child, &status, 0) == child);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
