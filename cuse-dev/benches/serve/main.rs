@@ -106,7 +106,7 @@ impl Served {
                 .filter_map(|task| std::fs::read_to_string(task.path().join(name)).ok())
                 .collect::<Vec<_>>()
         };
-        let ticks = read("stat").iter().map(|stat| {
+        let ticks = read("stat").into_iter().map(|stat| {
             let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
             fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
         });
