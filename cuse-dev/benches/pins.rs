@@ -245,7 +245,7 @@ impl Iommu {
         let body = iommu_test_create_access { flags, ..Default::default() };
         let command =
             self.test(IOMMU_TEST_OP_CREATE_ACCESS, self.ioas, |command| command.set_body(&body));
-        command.body::<iommu_test_create_access>().out_access_fd as u32
+        command.body::<iommu_test_create_access>().out_access_fd
     }
 
     /// Pins through an access, as much at once as one may.
