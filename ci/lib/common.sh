@@ -43,8 +43,11 @@ need_rust() {
             rustup default stable
         else
             install curl ca-certificates
-            curl --proto =https -fsSL https://sh.rustup.rs | sh -s -- -y --profile minimal --no-modify-path
-            PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
+            local installer=$cache/rustup-init
+            curl --proto =https -fsSL -o "$installer" \
+                "https://static.rust-lang.org/rustup/dist/$(uname -m)-unknown-linux-gnu/rustup-init" &&
+                chmod +x "$installer" && "$installer" -y -q --profile minimal --no-modify-path &&
+                PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
         fi || die "no Rust toolchain of 1.88 or later (found '${have:-none}'); get one from rustup, then run this again"
     fi
 }
