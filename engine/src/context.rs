@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, ReentrantMutex, ReentrantMutexGuard};
 
@@ -137,8 +137,15 @@ impl Engine {
     }
 
     /// [`Context::memory_changed`] in all contexts.
-    pub fn memory_changed(&self, mm: MmId, addresses: &Range<u64>, what: &str) -> usize {
-        self.contexts().iter().map(|context| context.memory_changed(mm, addresses, what)).sum()
+    pub fn memory_changed(
+        &self,
+        mm: MmId,
+        addresses: &Range<u64>,
+        when: Instant,
+        what: &str,
+    ) -> usize {
+        let contexts = self.contexts();
+        contexts.iter().map(|context| context.memory_changed(mm, addresses, when, what)).sum()
     }
 }
 

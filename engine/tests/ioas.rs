@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use engine::caller::Process;
 use engine::dmabuf::{Dmabuf, DmabufFile};
@@ -321,10 +322,16 @@ fn a_caller_hears_of_memory_that_changes_under_a_mapping() {
         iova: 0x1_0000,
         ..Default::default()
     };
+    let before = Instant::now();
     caller.call(&context, &mut map).unwrap();
     let mm = caller.memory.id();
     let page = |n: u64| BUFFER + n * PAGE_SIZE..BUFFER + (n + 1) * PAGE_SIZE;
-    assert_eq!(engine.memory_changed(mm, &page(1), "unmapped"), 1);
-    assert_eq!(engine.memory_changed(mm, &page(2), "unmapped"), 0);
-    assert_eq!(engine.memory_changed(TestCaller::new().memory.id(), &page(1), "unmapped"), 0);
+    assert_eq!(engine.memory_changed(mm, &page(1), Instant::now(), "unmapped"), 1);
+    assert_eq!(engine.memory_changed(mm, &page(2), Instant::now(), "unmapped"), 0);
+    assert_eq!(
+        engine.memory_changed(TestCaller::new().memory.id(), &page(1), Instant::now(), "unmapped"),
+        0
+    );
+    // It happened before the mapping was made.
+    assert_eq!(engine.memory_changed(mm, &page(1), before, "unmapped"), 0);
 }

@@ -221,7 +221,12 @@ impl World {
             }
         } else {
             let range = address..address + pages * PAGE_SIZE;
-            self.engine.memory_changed(self.caller.memory.id(), &range, "munmap");
+            self.engine.memory_changed(
+                self.caller.memory.id(),
+                &range,
+                std::time::Instant::now(),
+                "munmap",
+            );
         }
         Ok(())
     }

@@ -72,8 +72,10 @@ impl Host {
     /// once, before the first pin.
     pub fn warn_of_changes(&self, engine: &Arc<Engine>) -> std::io::Result<()> {
         let engine = Arc::downgrade(engine);
-        self.watch.tell(Box::new(move |mm, addresses, what| {
-            engine.upgrade().is_some_and(|engine| engine.memory_changed(mm, addresses, what) != 0)
+        self.watch.tell(Box::new(move |mm, addresses, when, what| {
+            engine
+                .upgrade()
+                .is_some_and(|engine| engine.memory_changed(mm, addresses, when, what) != 0)
         }))
     }
 

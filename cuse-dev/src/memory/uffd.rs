@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use engine::Errno;
 use parking_lot::Mutex;
@@ -35,6 +36,8 @@ const MESSAGE: usize = 32;
 pub(super) struct Event {
     pub(super) addresses: Range<u64>,
     pub(super) what: What,
+    /// Before its cause returned.
+    pub(super) when: Instant,
 }
 
 /// What happened.
@@ -88,10 +91,11 @@ impl Uffd {
     /// The next event, if there is one. Whoever caused it goes on.
     pub(super) fn event(&self) -> Option<Event> {
         let mut message = [0; MESSAGE];
+        let when = Instant::now();
         if nix::unistd::read(&self.fd, &mut message) != Ok(MESSAGE) {
             return None;
         }
-        let event = decode(&message)?;
+        let event = decode(&message, when)?;
         let gone = &event.addresses;
         let mut registered = self.registered.lock();
         if event.what != What::Discarded {
@@ -108,7 +112,7 @@ impl AsFd for Uffd {
     }
 }
 
-fn decode(message: &[u8; MESSAGE]) -> Option<Event> {
+fn decode(message: &[u8; MESSAGE], when: Instant) -> Option<Event> {
     let (words, _) = message.as_chunks::<8>();
     let [_, first, second, third] = [0, 1, 2, 3].map(|word| u64::from_ne_bytes(words[word]));
     let (addresses, what) = match message[0] {
@@ -117,7 +121,7 @@ fn decode(message: &[u8; MESSAGE]) -> Option<Event> {
         0x16 => (first..second, What::Unmapped),
         _ => return None,
     };
-    Some(Event { addresses, what })
+    Some(Event { addresses, what, when })
 }
 
 impl std::fmt::Display for What {
@@ -176,7 +180,8 @@ mod tests {
             let seen = |pages: Range<usize>, what| {
                 let address = |page| (at + page * 4096) as u64;
                 let addresses = address(pages.start)..address(pages.end);
-                assert!(events.contains(&Event { addresses, what }), "{events:x?} from {at:#x}");
+                let same = |event: &Event| event.addresses == addresses && event.what == what;
+                assert!(events.iter().any(same), "{events:x?} from {at:#x}");
             };
             seen(0..1, What::Discarded);
             seen(8..10, What::Unmapped);

@@ -32,7 +32,7 @@ const MOST_TOLD: u32 = 32;
 
 /// Who is told that something happened (the last argument) to addresses of an mm. Answers whether
 /// that was worth telling.
-pub(super) type Tell = Box<dyn Fn(MmId, &Range<u64>, &str) -> bool + Send + Sync>;
+pub(super) type Tell = Box<dyn Fn(MmId, &Range<u64>, Instant, &str) -> bool + Send + Sync>;
 
 /// The mms that have helpers.
 #[derive(Default)]
@@ -152,7 +152,7 @@ fn pass_on(events: &Receiver<(MmId, Event)>, tell: &Tell) {
             told.clear();
         }
         let told = told.entry(mm).or_default();
-        if *told > MOST_TOLD || !tell(mm, &event.addresses, &event.what.to_string()) {
+        if *told > MOST_TOLD || !tell(mm, &event.addresses, event.when, &event.what.to_string()) {
             continue;
         }
         *told += 1;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::Context;
 use crate::dma::{Extent, Frames, LookUp};
@@ -90,15 +91,26 @@ impl Context {
     }
 
     /// Something happened to addresses of an mm (`what`, such as "unmapped"): warns about each
-    /// mapping whose pages no longer are what the process sees there. Answers how many.
+    /// mapping made before `when` whose pages no longer are what the process sees there. Answers how
+    /// many.
     ///
     /// Takes IOAS locks: call it from a thread that no [`crate::memory::AddressSpace::pin`] waits
     /// for.
-    pub fn memory_changed(&self, mm: MmId, addresses: &Range<u64>, what: &str) -> usize {
+    pub fn memory_changed(
+        &self,
+        mm: MmId,
+        addresses: &Range<u64>,
+        when: Instant,
+        what: &str,
+    ) -> usize {
         let mut warned = 0;
         self.each_ioas(|ioas| {
             for (&start, area) in &ioas.lock().areas {
                 let Source::Memory { memory, address } = area.pages.source() else { continue };
+                // What was mapped since is what the process has put there since.
+                if area.pages.origin().at > when {
+                    continue;
+                }
                 let va = address + area.at;
                 let end = va + area.length(start);
                 if memory.id() != mm || va >= addresses.end || end <= addresses.start {
