@@ -59,7 +59,10 @@ impl Daemon {
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let log = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
         loop {
-            let line = lines.next().expect("the daemon ended").unwrap();
+            let Some(line) = lines.next() else {
+                panic!("the daemon ended: {}", log.lock().unwrap());
+            };
+            let line = line.unwrap();
             let serving = line.contains("serving");
             *log.lock().unwrap() += &format!("{line}\n");
             if serving {

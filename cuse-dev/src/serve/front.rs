@@ -179,9 +179,28 @@ fn device_number(name: &str) -> io::Result<(u32, u32)> {
 }
 
 fn fuse(options: &Options, path: &Path) -> Result<By, FrontError> {
-    let there = clear(path)?;
+    /// How often the remains of a killed daemon may go, by the hand of whoever minds them, between
+    /// our look at them and our use of them.
+    const TURNS: usize = 5;
     let mount =
         mount::fuse(&Root::File { mode: options.mode }, "softiommu").map_err(FrontError::NoFuse)?;
+    let mut turn = 0;
+    loop {
+        match attach(&mount, path) {
+            Ok(()) => return Ok(By::Fuse { mount }),
+            Err(FrontError::Path { source, .. }) if is_raced(&source) && turn < TURNS => turn += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_raced(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EEXIST | libc::EINVAL))
+}
+
+/// Puts the mount on the file at `path`, which is made unless it is there.
+fn attach(mount: &Mount, path: &Path) -> Result<(), FrontError> {
+    let there = clear(path)?;
     if !there {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(|error| failed(path, error))?;
@@ -196,13 +215,10 @@ fn fuse(options: &Options, path: &Path) -> Result<By, FrontError> {
     }
     let attached = c_path(path)
         .and_then(|name| mount.attach(&name).map_err(|error| failed(path, error.into())));
-    if let Err(error) = attached {
-        if !there {
-            let _ = fs::remove_file(path);
-        }
-        return Err(error);
+    if attached.is_err() && !there {
+        let _ = fs::remove_file(path);
     }
-    Ok(By::Fuse { mount })
+    attached
 }
 
 fn failed(path: &Path, source: io::Error) -> FrontError {
