@@ -64,11 +64,54 @@ impl<F: Format, M: Memory> Table<F, M> {
         if !shared.epochs.watched() {
             // SAFETY: the writer has no readers, and what unlinks tables forgets this one.
             done = unsafe { shared.put_pages(&mut self.near, first, last, pa, sizes, attrs) };
+            if done == 0 {
+                // SAFETY: as above.
+                done = unsafe { self.fill_lowest(first, last, pa, sizes, attrs) };
+            }
         }
         if done == len {
             return Ok(());
         }
         self.map_rest([first, last], pa, done, sizes, attrs)
+    }
+
+    /// The short way of a map of few pages, of any sizes, that go into one table of level 0 which is
+    /// there. All or nothing: returns how many bytes it mapped.
+    ///
+    /// # Safety
+    /// There are no readers.
+    unsafe fn fill_lowest(
+        &mut self,
+        first: u64,
+        last: u64,
+        pa: u64,
+        sizes: u64,
+        attrs: u64,
+    ) -> u64 {
+        let (shared, retired) = (&*self.shared, &mut self.retired);
+        let (left, shift) = (last - first + 1, F::shift(0));
+        // No page may be as large as the table: that is an entry of the one above.
+        let sizes = sizes & Config::low(shift + F::index_lg2(0));
+        let alone = shared.top().is_none_or(|(top, _)| top == 0);
+        if alone || sizes == 0 || left >> shift >> F::index_lg2(0) != 0 {
+            return 0;
+        }
+        // SAFETY: what unlinks tables forgets the one that is near.
+        let lowest = unsafe { shared.lowest(&mut self.near, first, last) };
+        let Some((0, tab)) = lowest else { return 0 };
+        let mut mapper =
+            Mapper { shared, retired, iova: first, pa, left, sizes, attrs, solo: true };
+        if mapper.fill::<false>(0, tab).is_ok() {
+            return left;
+        }
+        // The general way says what is wrong.
+        let done = ((left - mapper.left) >> shift) as usize;
+        let from = tab.index(first, shift);
+        // SAFETY: the table has no readers besides its writer.
+        for word in unsafe { tab.cells(from..from + done) } {
+            word.set(F::absent(0));
+        }
+        0
     }
 
     /// The general way of a map, of which `done` bytes are written already.
@@ -151,6 +194,28 @@ impl<F: Format, M: Memory> Table<F, M> {
 }
 
 impl<F: Format, M: Memory> Shared<F, M> {
+    /// The lowest table that is there for both IOVAs, below the top if that is not the only one, and
+    /// its level. One of level 0 is kept in `near`.
+    ///
+    /// # Safety
+    /// No table was unlinked since `near` was kept.
+    #[inline(always)]
+    unsafe fn lowest(&self, near: &mut Near, first: u64, last: u64) -> Option<(u8, Tab<'_>)> {
+        // SAFETY: passed through.
+        if let Some(tab) = unsafe { near.get::<F>(first, last) } {
+            return Some((0, tab));
+        }
+        let (top, tab) = self.top()?;
+        if last > Self::reach(top, tab) {
+            return None;
+        }
+        let (level, tab) = self.common(top, tab, first, last).ok()?;
+        if level == 0 && top > 0 {
+            near.keep::<F>(first, tab);
+        }
+        Some((level, tab))
+    }
+
     /// The short way of the usual map: small pages, none of which could be part of a larger one,
     /// that go into one table of level 0 which is there or has just to be made. Returns how many
     /// bytes it mapped before it met something else than this, or something in the way; 0 if
@@ -176,19 +241,7 @@ impl<F: Format, M: Memory> Shared<F, M> {
             return 0;
         }
         // SAFETY: passed through.
-        let (level, tab) = if let Some(tab) = unsafe { near.get::<F>(first, last) } {
-            (0, tab)
-        } else {
-            let Some((top, tab)) = self.top() else { return 0 };
-            if last > Self::reach(top, tab) {
-                return 0;
-            }
-            let Ok((level, tab)) = self.common(top, tab, first, last) else { return 0 };
-            if level == 0 && top > 0 {
-                near.keep::<F>(first, tab);
-            }
-            (level, tab)
-        };
+        let Some((level, tab)) = (unsafe { self.lowest(near, first, last) }) else { return 0 };
         let entry = F::leaf(0, shift, attrs, pa);
         let stride = F::leaf(0, shift, attrs, pa.wrapping_add(1 << shift)).wrapping_sub(entry);
         let run = Run { first: entry, stride, repeat: 0 };
