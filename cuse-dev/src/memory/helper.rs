@@ -123,15 +123,9 @@ impl Helper {
         self.limited
     }
 
-    /// Free slots for `length` bytes from `address`, at most `piece` in each.
-    pub(super) fn slots(
-        &self,
-        mm: &Mm,
-        address: u64,
-        length: u64,
-        piece: u64,
-    ) -> Result<Vec<Wanted>, Errno> {
-        self.rings.slots(address, length, piece, |slots| self.new_ring(mm, slots))
+    /// Free slots for `length` bytes from `address`.
+    pub(super) fn slots(&self, mm: &Mm, address: u64, length: u64) -> Result<Vec<Wanted>, Errno> {
+        self.rings.slots(address, length, |slots| self.new_ring(mm, slots))
     }
 
     fn new_ring(&self, mm: &Mm, slots: u32) -> Result<Ring, Errno> {

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 
 use super::block::Place;
 use super::parking::Parking;
-use super::pfn::{self, Frames};
+use super::pfn::Frames;
 use super::vma::{Mappings, Vma};
 use super::{Host, errno};
 use crate::caller::{copying, sys};
@@ -98,11 +98,6 @@ impl Mm {
     ) -> Result<(), Errno> {
         let place = Place::memory(self.id.0, address);
         host.pfns.add(frames, &self.pagemap, address, pages, place)
-    }
-
-    /// Whether the page at `address` is part of a huge one.
-    pub(super) fn is_huge(&self, address: u64) -> bool {
-        pfn::is_huge(&self.pagemap, address)
     }
 
     /// The real frame at `address` now, if there is one. `EOPNOTSUPP` where it cannot be seen.

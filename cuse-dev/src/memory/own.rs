@@ -12,7 +12,7 @@ use engine::Errno;
 
 use super::private::Registered;
 use super::ring::Ring;
-use super::rings::{PIECE, Rings};
+use super::rings::Rings;
 use crate::caller::sys;
 
 pub(super) const NO_IO_URING: &str = "io_uring is disabled";
@@ -65,15 +65,14 @@ impl Own {
         }
         let limited =
             *self.limited.get_or_init(|| !sys::raise_memlock(std::process::id(), u64::MAX));
-        let pinned =
-            self.sets[SET.get()].slots(address, length, PIECE, Ring::own).and_then(|wanted| {
-                let mut pinned = Registered::empty(address, PIECE, None);
-                for one in wanted {
-                    one.ring.register(one.slot, one.address, one.length)?;
-                    pinned.push(one);
-                }
-                Ok(pinned)
-            });
+        let pinned = self.sets[SET.get()].slots(address, length, Ring::own).and_then(|wanted| {
+            let mut pinned = Registered::empty(address, None);
+            for one in wanted {
+                one.ring.register(one.slot, one.address, one.length)?;
+                pinned.push(one);
+            }
+            Ok(pinned)
+        });
         pinned.map_err(|error| match error {
             Errno::ENOMEM if limited => Refusal::Way(NO_ROOM),
             Errno::EPERM | Errno::ENOSYS | Errno::EACCES => {

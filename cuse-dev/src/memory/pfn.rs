@@ -297,7 +297,7 @@ impl Pfns {
 }
 
 /// Whether the page at `address` is part of a huge one.
-pub(super) fn is_huge(pagemap: &File, address: u64) -> bool {
+fn is_huge(pagemap: &File, address: u64) -> bool {
     next_huge(pagemap, address..address + PAGE).is_some()
 }
 

@@ -12,22 +12,20 @@ use super::Host;
 use super::helper::Helper;
 use super::mm::Mm;
 use super::pfn::Frames;
-use super::rings::{PIECE, SMALL_PIECE, Slot, Wanted};
+use super::rings::{PIECE, Slot, Wanted};
 
 /// A pinned range, in pieces.
 pub(crate) struct Registered {
     address: u64,
-    /// Bytes of each piece but the last.
-    piece: u64,
     slots: Vec<Slot>,
     /// [`Mm::counted`].
     counted: Option<Arc<AtomicU64>>,
 }
 
 impl Registered {
-    /// Nothing yet, from `address`, in pieces of `piece` bytes.
-    pub(super) fn empty(address: u64, piece: u64, counted: Option<Arc<AtomicU64>>) -> Self {
-        Self { address, piece, slots: Vec::new(), counted }
+    /// Nothing yet, from `address`.
+    pub(super) fn empty(address: u64, counted: Option<Arc<AtomicU64>>) -> Self {
+        Self { address, slots: Vec::new(), counted }
     }
 
     /// The next piece is pinned.
@@ -51,9 +49,8 @@ impl Registered {
         let report = move |result| {
             let _ = done.send(result);
         };
-        let piece = if mm.is_huge(address) { PIECE } else { SMALL_PIECE };
-        helper.pin(mm, helper.slots(mm, address, length, piece)?, report);
-        let mut pinned = Self::empty(address, piece, Some(mm.counted.clone()));
+        helper.pin(mm, helper.slots(mm, address, length)?, report);
+        let mut pinned = Self::empty(address, Some(mm.counted.clone()));
         let mut frames = Frames::default();
         let mut failed = None;
         for result in results {
@@ -101,19 +98,19 @@ impl Registered {
 
     /// The slot of byte `offset`, the address there, and how many bytes follow in the slot.
     fn locate(&self, offset: u64) -> Result<(&Slot, u64, usize), Errno> {
-        let slot = self.slots.get((offset / self.piece) as usize).ok_or(Errno::EFAULT)?;
+        let slot = self.slots.get((offset / PIECE) as usize).ok_or(Errno::EFAULT)?;
         if !slot.holds() {
             return Err(Errno::EFAULT);
         }
-        Ok((slot, self.address + offset, (self.piece - offset % self.piece) as usize))
+        Ok((slot, self.address + offset, (PIECE - offset % PIECE) as usize))
     }
 
     /// Lets the bytes `start..end` go.
     pub(crate) fn release(&self, start: u64, end: u64) {
         let mut at = start;
         while at < end {
-            let index = at / self.piece;
-            let stop = ((index + 1) * self.piece).min(end);
+            let index = at / PIECE;
+            let stop = ((index + 1) * PIECE).min(end);
             let pages = (stop - at) / PAGE_SIZE;
             if let Some(slot) = self.slots.get(index as usize)
                 && pages > 0

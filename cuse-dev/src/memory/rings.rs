@@ -9,12 +9,9 @@ use parking_lot::Mutex;
 
 use super::ring::{MOST_SLOTS, Ring};
 
-/// Bytes that one slot holds at most, of pages that are large or whose frames nobody reads at once.
-/// (The kernel allows 1 GiB.)
+/// Bytes that one slot holds at most. (The kernel allows 1 GiB; of smaller pieces the frames can
+/// be read while the next piece is being pinned.)
 pub(super) const PIECE: u64 = 128 << 20;
-/// The same, of small pages: their frames are read while the next piece is being pinned, and those
-/// of the last piece while nothing else goes on.
-pub(super) const SMALL_PIECE: u64 = 16 << 20;
 
 /// Slots of the first ring; each further one has twice as many. For every huge page that it pins
 /// the kernel looks through all slots of the ring, used or not: few make that cheap for who maps
@@ -44,18 +41,16 @@ pub(super) struct Slot {
 }
 
 impl Rings {
-    /// Free slots for `length` bytes from `address`, at most `piece` in each, of as few rings as may
-    /// be.
+    /// Free slots for `length` bytes from `address`, of as few rings as may be.
     pub(super) fn slots(
         &self,
         address: u64,
         length: u64,
-        piece: u64,
         new_ring: impl Fn(u32) -> Result<Ring, Errno>,
     ) -> Result<Vec<Wanted>, Errno> {
         let mut rings = self.0.lock();
-        let mut wanted = Vec::with_capacity(length.div_ceil(piece) as usize);
-        for start in (0..length).step_by(piece as usize) {
+        let mut wanted = Vec::with_capacity(length.div_ceil(PIECE) as usize);
+        for start in (0..length).step_by(PIECE as usize) {
             let found = rings.iter().rev().find_map(|ring| Some((ring.clone(), ring.take_slot()?)));
             let (ring, slot) = match found {
                 Some(found) => found,
@@ -67,7 +62,7 @@ impl Rings {
                     (ring, slot)
                 }
             };
-            let (address, length) = (address + start, piece.min(length - start));
+            let (address, length) = (address + start, PIECE.min(length - start));
             wanted.push(Wanted { ring, slot, address, length, kept: false });
         }
         Ok(wanted)
