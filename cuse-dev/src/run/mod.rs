@@ -166,7 +166,7 @@ fn supervise(
     }
     let supervisor = Supervisor::new(launched.listener, host, options.quirks)?;
     supervisor.start()?;
-    let _control = listen(options, started, &supervisor)?;
+    let control = listen(options, started, &supervisor)?;
     if let Err(error) = launch::started(&launched.status, name) {
         let _ = waitpid(pid, None);
         return Err(Failure::Launch(error));
@@ -176,6 +176,8 @@ fn supervise(
     die_with_front(front, pid)?;
     std::mem::forget(program);
     wait_for_tree(pid, front);
+    // Whoever waits for the front finds no socket of an ended daemon.
+    drop(control);
     front.tell(News::Left(supervisor.left_behind()));
     Ok(())
 }
