@@ -42,23 +42,29 @@ fn io_uring() -> bool {
     usable
 }
 
-fn pinned(trick: &str) {
-    let Some(place) = place() else { return };
+fn pinned(trick: &str) -> String {
+    let Some(place) = place() else { return String::new() };
     let output = run(&place, &[], trick);
     assert!(output.status.success(), "{trick}: {}", text(&output));
     assert!(!io_uring() || !text(&output).contains(FALLBACK), "{trick}: {}", text(&output));
-    // They unmap in the IOAS first, and map the same addresses again.
-    assert!(!text(&output).contains("mapped in an IOAS was"), "{trick}: {}", text(&output));
+    text(&output)
+}
+
+/// Programs of one thread that unmap in the IOAS first, and map the same addresses again. Of several
+/// threads the old event may be heard after the new map.
+fn pinned_without_warning(trick: &str) {
+    let said = pinned(trick);
+    assert!(!said.contains("mapped in an IOAS was"), "{trick}: {said}");
 }
 
 #[test]
 fn the_program_does_not_notice() {
-    pinned("held");
+    pinned_without_warning("held");
 }
 
 #[test]
 fn a_page_counts_once_in_vmpin() {
-    pinned("counted");
+    pinned_without_warning("counted");
 }
 
 #[test]
