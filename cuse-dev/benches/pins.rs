@@ -3,7 +3,7 @@
 //! `cargo bench -p softiommu --bench pins` maps and unmaps memory of four kinds in an IOAS that a
 //! device is attached to, and prints ns a 4K page and `measure NAME RATIO goal GOAL`: the time over
 //! that of the bare registration of the same memory with an io_uring (private memory), or of the bare
-//! mmap of the same file (shared). `--full` takes 1 GiB of each, not a part of it. What a pin costs
+//! mmap of the same file (shared). `--full` takes 1 GiB of each, `--quick` 64 MiB. What a pin costs
 //! the daemon in memory, and a sparse file's map in time, are measured against plain numbers.
 #![allow(unsafe_code)] // ioctls, and memory of all kinds
 
@@ -39,18 +39,30 @@ const PRIVATE: [(&str, f64); 2] = [("anon_4k", 1.2), ("anon_thp", 1.5)];
 const SHARED: [(&str, f64); 2] = [("hugetlb", 1.5), ("memfd", 1.5)];
 
 fn main() {
-    let full = std::env::args().any(|argument| argument == "--full");
-    let bytes = if full { 1 << 30 } else { 256 << 20 };
+    if std::env::args().any(|a| a == "--help") {
+        return println!(
+            "usage: cargo bench -p softiommu --bench pins [-- --quick | --full]\n\n64 MiB, 1 GiB, or else 256 MiB of each kind of memory."
+        );
+    }
+    let has = |flag: &str| std::env::args().any(|argument| argument == flag);
+    let mib = if has("--full") {
+        1024
+    } else if has("--quick") {
+        64
+    } else {
+        256
+    };
+    let bytes = mib << 20;
     match std::env::var(INSIDE) {
         Ok(kind) => inside(&kind, bytes),
-        Err(_) => outside(bytes, full),
+        Err(_) => outside(bytes),
     }
 }
 
 /// Runs the other half of each measure under `softiommu run`, and prints them.
-fn outside(bytes: usize, full: bool) {
+fn outside(bytes: usize) {
     for (kind, goal) in PRIVATE {
-        let told = run(kind, None, full);
+        let told = run(kind, None);
         show(kind, bytes, told[0], told[1], goal);
     }
     for (kind, goal) in SHARED {
@@ -68,7 +80,7 @@ fn outside(bytes: usize, full: bool) {
             register(&ring, at, bytes);
             unmap(at, bytes);
         });
-        let told = run(kind, Some((&file, bytes)), full);
+        let told = run(kind, Some((&file, bytes)));
         show(kind, bytes, told[0], bare, goal);
         // A mapping alone lets the kernel move the pages to other frames.
         println!(
@@ -76,10 +88,10 @@ fn outside(bytes: usize, full: bool) {
             told[0] / held
         );
     }
-    let told = run("memory", None, full);
+    let told = run("memory", None);
     println!("measure pin_bytes_per_lone_page {:.2} goal 16", told[0]);
     println!("measure pin_bytes_per_page_of_a_run {:.2} goal 1", told[1]);
-    let told = run("sparse", None, full);
+    let told = run("sparse", None);
     println!("measure map_sparse_1tib_seconds {:.3} goal 1", told[0] / 1e9);
 }
 
@@ -95,12 +107,10 @@ fn show(kind: &str, bytes: usize, time: f64, bare: f64, goal: f64) {
 }
 
 /// What the process under `softiommu run` measured, as numbers.
-fn run(kind: &str, file: Option<(&OwnedFd, usize)>, full: bool) -> Vec<f64> {
+fn run(kind: &str, file: Option<(&OwnedFd, usize)>) -> Vec<f64> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_softiommu"));
     command.args(["run", "--"]).arg(std::env::current_exe().expect("a program has a path"));
-    if full {
-        command.arg("--full");
-    }
+    command.args(std::env::args().skip(1));
     let what = match file {
         Some((file, bytes)) => format!("{kind} {} {bytes}", file.as_raw_fd()),
         None => kind.to_owned(),

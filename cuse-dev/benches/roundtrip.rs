@@ -21,6 +21,11 @@ const ROUNDS: usize = 60;
 const PAIRS: u32 = 300;
 
 fn main() {
+    if std::env::args().any(|a| a == "--help") {
+        return println!(
+            "usage: cargo bench -p softiommu --bench roundtrip\n\nTakes seconds; --quick changes nothing."
+        );
+    }
     if std::env::var_os(INSIDE).is_some() {
         return measure();
     }

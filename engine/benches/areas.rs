@@ -116,6 +116,9 @@ fn time(calls: u64, run: impl FnOnce()) -> f64 {
 }
 
 fn main() {
+    if std::env::args().any(|a| a == "--help") {
+        return println!("usage: cargo bench -p softiommu-engine --bench areas [-- --quick]");
+    }
     let args: Vec<String> = std::env::args().collect();
     let quick = !args.iter().any(|a| a == "--bench") || args.iter().any(|a| a == "--quick");
     let sizes: &[u64] = if quick { &[10, 1000] } else { &[1000, 10_000, 100_000, 1_000_000] };

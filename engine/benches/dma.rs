@@ -132,6 +132,9 @@ fn ratio(rounds: u32, mut ours: impl FnMut(), mut plain: impl FnMut()) -> f64 {
 }
 
 fn main() {
+    if std::env::args().any(|a| a == "--help") {
+        return println!("usage: cargo bench -p softiommu-engine --bench dma [-- --quick]");
+    }
     // `cargo bench` passes --bench; `cargo test` runs benches without it.
     let quick =
         std::env::args().any(|a| a == "--quick") || !std::env::args().any(|a| a == "--bench");

@@ -59,6 +59,9 @@ fn speed(threads: usize, calls: u64) -> f64 {
 }
 
 fn main() {
+    if std::env::args().any(|a| a == "--help") {
+        return println!("usage: cargo bench -p softiommu-engine --bench scaling [-- --quick]");
+    }
     let args: Vec<String> = std::env::args().collect();
     let quick = !args.iter().any(|a| a == "--bench") || args.iter().any(|a| a == "--quick");
     let calls = if quick { 100 } else { 200_000 };

@@ -202,6 +202,11 @@ fn throughput(served: &Served, callers: usize, pair: fn(&File)) -> f64 {
 }
 
 fn main() {
+    if std::env::args().any(|a| a == "--help") {
+        return println!(
+            "usage: [SERVE_BENCH=fuse|cuse] cargo bench -p softiommu --bench serve\n\nTakes seconds; --quick changes nothing."
+        );
+    }
     let front = std::env::var("SERVE_BENCH").unwrap_or_else(|_| "fuse".into());
     if !nix::unistd::geteuid().is_root() || !Path::new(&format!("/dev/{front}")).exists() {
         println!("SKIPPED: this needs root and /dev/{front}");

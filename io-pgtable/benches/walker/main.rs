@@ -108,6 +108,11 @@ pub(crate) fn plain_scan(words: &[u64]) -> usize {
 }
 
 fn main() {
+    if std::env::args().any(|a| a == "--help") {
+        return println!(
+            "usage: cargo bench -p io-pgtable [-- [--quick] [WORD...]]\n\n--quick makes fewer rounds; only rows that hold all WORDs are measured."
+        );
+    }
     let (flags, words): (Vec<_>, Vec<_>) =
         std::env::args().skip(1).partition(|arg| arg.starts_with("--"));
     let quick = flags.iter().any(|flag| flag == "--quick");
