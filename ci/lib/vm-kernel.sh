@@ -14,8 +14,10 @@ vm_kernel_coverage() {
     local file words=()
     for file in "$kernel_source"/drivers/iommu/iommufd/*.c; do
         file=${file##*/}
-        # By the object's name on make's command line: the tree stays as it is.
-        [ "$file" = selftest.c ] || words+=("GCOV_PROFILE_${file%.c}.o=y")
+        # By the object's name on make's command line: the tree stays as it is. Other directories
+        # have objects of these names, too (the boot code's main.o, which has no gcov).
+        [ "$file" = selftest.c ] ||
+            words+=("GCOV_PROFILE_${file%.c}.o=\$(if \$(filter drivers/iommu/iommufd,\$(obj)),y)")
     done
     vm_kernel_make=("${words[@]}")
     cat "$top/ci/vm.d/kernel.config" "$top/ci/vm.d/coverage.config" >"$cache/vm-coverage.config"

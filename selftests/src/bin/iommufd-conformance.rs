@@ -103,6 +103,12 @@ enum Command {
         /// A file of differences that are known, as for `compare`.
         #[arg(long)]
         known: Option<PathBuf>,
+        /// The first seed of the file to check.
+        #[arg(long, default_value_t = 0)]
+        first: u64,
+        /// The last one.
+        #[arg(long, default_value_t = u64::MAX)]
+        last: u64,
     },
 }
 
@@ -225,15 +231,22 @@ fn run(command: Command) -> Result<bool, String> {
             std::fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
             Ok(true)
         }
-        Command::Check { side, file, known } => {
+        Command::Check { side, file, known, first, last } => {
             let known = known.map_or(Ok(Vec::new()), read_known)?;
             let text = std::fs::read_to_string(&file);
             let text = text.map_err(|error| format!("{}: {error}", file.display()))?;
-            let wrong = Baseline::from_text(&text)?.check(&mut Peer::open(&side)?, &known)?;
-            for line in &wrong {
+            let mut baseline = Baseline::from_text(&text)?;
+            baseline.programs.retain(|seed, _| (first..=last).contains(seed));
+            let checked = baseline.check(&mut Peer::open(&side)?, &known)?;
+            for line in &checked.wrong {
                 println!("{line}");
             }
-            Ok(wrong.is_empty())
+            for (kind, programs) in &checked.known {
+                println!("known, {programs} programs up to there: {kind}");
+            }
+            let (alike, wrong) = (checked.alike, checked.wrong.len());
+            println!("{alike} programs as recorded, {wrong} not");
+            Ok(wrong == 0)
         }
     }
 }

@@ -5,7 +5,7 @@
 //! call answered otherwise, and how; what exactly the other bytes were, the kernel can be asked
 //! again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::compare::{Known, is_like};
@@ -76,6 +76,17 @@ fn meaning(mark: &str) -> String {
     }
 }
 
+/// What came of a check.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// Programs that answered as they are kept, to the end.
+    pub alike: u64,
+    /// Programs that did so up to a known difference, by its kind.
+    pub known: BTreeMap<String, u64>,
+    /// What is wrong with each of the others.
+    pub wrong: Vec<String>,
+}
+
 /// A recorded baseline.
 #[derive(Debug)]
 pub struct Baseline {
@@ -91,6 +102,7 @@ impl Baseline {
         let mut programs = BTreeMap::new();
         for line in peer.done(&Task::Marks { first, last, calls })? {
             match line {
+                Line::Marks { marks, .. } if marks.is_empty() => {}
                 Line::Marks { seed, marks } => {
                     programs.insert(seed, marks);
                 }
@@ -130,30 +142,37 @@ impl Baseline {
         Ok(baseline)
     }
 
-    /// Plays the programs on `peer`; says for each that differs where, and how. What is `known` is
-    /// left out: such a program says nothing from there on.
-    pub fn check(&self, peer: &mut Peer, known: &[Known]) -> Result<Vec<String>, String> {
+    /// Plays the programs on `peer`; says for each that differs where, and how. After a `known`
+    /// difference a program is not compared any further.
+    pub fn check(&self, peer: &mut Peer, known: &[Known]) -> Result<Checked, String> {
         let (Some((&first, _)), Some((&last, _))) =
             (self.programs.first_key_value(), self.programs.last_key_value())
         else {
             return Err("the baseline is empty".to_owned());
         };
         let calls = self.calls;
-        let mut wrong = Vec::new();
+        let mut checked = Checked::default();
+        let mut left: BTreeSet<u64> = self.programs.keys().copied().collect();
         for line in peer.done(&Task::Marks { first, last, calls })? {
             let (seed, marks) = match line {
                 Line::Marks { seed, marks } => (seed, marks),
                 Line::Lost { seed, why } => {
-                    wrong.push(format!("seed {}: {why}", seed.unwrap_or(0)));
+                    let seed = seed.unwrap_or(0);
+                    left.remove(&seed);
+                    checked.wrong.push(format!("seed {seed}: {why}"));
                     continue;
                 }
                 _ => continue,
             };
-            if let Some(kept) = self.programs.get(&seed).filter(|kept| **kept != marks) {
-                wrong.extend(self.difference(peer, seed, kept, &marks, known)?);
+            left.remove(&seed);
+            match self.programs.get(&seed) {
+                Some(kept) if *kept == marks => checked.alike += 1,
+                Some(kept) => self.difference(peer, seed, kept, &marks, known, &mut checked)?,
+                None => {}
             }
         }
-        Ok(wrong)
+        checked.wrong.extend(left.iter().map(|seed| format!("seed {seed}: was not played")));
+        Ok(checked)
     }
 
     /// Where and how a program differs.
@@ -164,11 +183,13 @@ impl Baseline {
         kept: &str,
         marks: &str,
         known: &[Known],
-    ) -> Result<Option<String>, String> {
+        checked: &mut Checked,
+    ) -> Result<(), String> {
         let at = (0..).find(|at| part(kept, *at) != part(marks, *at)).unwrap_or(0);
         let played = peer.done(&Task::Transcript { seed, calls: self.calls })?;
         let Some(Line::Played { step, reply }) = played.get(at) else {
-            return Ok(Some(format!("seed {seed}, call {at}: lost when played again")));
+            checked.wrong.push(format!("seed {seed}, call {at}: lost when played again"));
+            return Ok(());
         };
         let recorded = meaning(part(kept, at));
         let (name, now) = (show::name(&step.call), meaning(part(marks, at)));
@@ -178,10 +199,17 @@ impl Baseline {
             format!("{name}: {recorded} / {now}")
         };
         if known.iter().any(|known| is_like(&kind, &known.signature)) {
-            return Ok(None);
+            *checked.known.entry(kind).or_default() += 1;
+            return Ok(());
         }
         let shown = show::line(&step.call, Some(reply));
-        Ok(Some(format!("seed {seed}, call {at}: {kind}\n    {shown}")))
+        let again = if mark(&step.call, reply) == part(kept, at) {
+            "\n    (when played again it answered as it should)"
+        } else {
+            ""
+        };
+        checked.wrong.push(format!("seed {seed}, call {at}: {kind}\n    {shown}{again}"));
+        Ok(())
     }
 }
 

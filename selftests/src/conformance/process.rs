@@ -1,6 +1,8 @@
 //! What a program does to its own process: children, limits, capabilities.
 #![allow(unsafe_code)] // fork, capabilities and limits are raw system calls.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use nix::errno::Errno;
 
 use super::reply::Reply;
@@ -66,6 +68,19 @@ pub(super) fn restore() {
     }
     // The same everywhere, as far as this process may.
     limit_locked_memory(8 << 20);
+    fresh_user();
+}
+
+/// A real user that no program was before. Locked memory is counted by real user, and what an
+/// earlier program, or another process of this machine, has locked or left locked would decide what
+/// this one may lock. Rights come from the effective user, which stays.
+fn fresh_user() {
+    static PROGRAMS: AtomicU32 = AtomicU32::new(0);
+    const USERS: u32 = 0x1000_0000;
+    let programs = PROGRAMS.fetch_add(1, Ordering::Relaxed) % (1 << 10);
+    let user = USERS + ((std::process::id() % (1 << 18)) << 10) + programs;
+    // SAFETY: a system call of numbers. Who may not choose users stays who they are.
+    unsafe { libc::setresuid(user, libc::uid_t::MAX, libc::uid_t::MAX) };
 }
 
 /// The descriptor that the next open gets.

@@ -44,6 +44,17 @@ pub fn opens_quietly(request: u32, bytes: &[u8]) -> bool {
     request == IOMMU_TEST_CMD && number(bytes, 4, 4) == u64::from(IOMMU_TEST_OP_DMABUF_GET)
 }
 
+/// Whether what a call answers depends on what other programs of the machine leave: how many of its
+/// huge pages are free. Two sides that have some are compared all the same; a baseline, which is
+/// checked while anything else runs, has no program with such a call.
+pub fn leans_on_others(call: &Call) -> bool {
+    match call {
+        Call::Mmap { flags, .. } => flags & libc::MAP_HUGETLB != 0,
+        Call::Child(calls) => calls.iter().any(leans_on_others),
+        _ => false,
+    }
+}
+
 /// The command that a call is, and of a selftest's its operation.
 pub fn command(call: &Call) -> Option<(Command, Option<u32>)> {
     let Call::Ioctl { request, argument, .. } = call else { return None };

@@ -68,7 +68,8 @@ pub enum Line {
     Marks {
         /// Its seed.
         seed: u64,
-        /// [`super::baseline::MARK`] letters for each call.
+        /// [`super::baseline::MARK`] letters for each call; none for a program that a baseline
+        /// leaves out ([`super::rules::leans_on_others`]).
         marks: String,
     },
     /// A call and its reply.

@@ -145,6 +145,7 @@ impl Generator {
         if number > 0 && rng.chance(self.spoil) {
             hostile::spoil(&mut made.call, state, rng);
         }
+        nesting::within_a_page(&mut made.call, state);
         self.made += 1;
         self.learn = made.learn;
         Some(Step { number, call: made.call })
