@@ -80,7 +80,7 @@ impl<F: Format, M: Memory> Table<F, M> {
     ///
     /// # Safety
     /// There are no readers.
-    unsafe fn fill_lowest(
+    pub(super) unsafe fn fill_lowest(
         &mut self,
         first: u64,
         last: u64,
@@ -115,7 +115,7 @@ impl<F: Format, M: Memory> Table<F, M> {
     }
 
     /// The general way of a map, of which `done` bytes are written already.
-    fn map_rest(
+    pub(super) fn map_rest(
         &mut self,
         [first, last]: [u64; 2],
         pa: u64,

@@ -29,6 +29,8 @@ mod map;
 mod read;
 mod resize;
 mod run;
+#[cfg(test)]
+mod tests;
 mod unmap;
 
 use crate::raw::Tab;
