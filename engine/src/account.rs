@@ -16,6 +16,7 @@ use crate::Errno;
 use crate::caller::{Capability, Process};
 use crate::inspect::PayerReport;
 use crate::memory::{MmId, PAGE_SIZE};
+use crate::quota::{Quota, Resource};
 
 /// What the limit is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +96,14 @@ impl<K: Eq + Hash> Table<K> {
 }
 
 impl Accounts {
-    /// The account that pins of `mm`, mapped by `process`, are charged to.
-    pub(crate) fn open(&self, mm: MmId, process: Arc<dyn Process>, mode: Mode) -> Arc<Account> {
+    /// The account that pins of `mm`, mapped by `process`, are charged to, and `quota` with it.
+    pub(crate) fn open(
+        &self,
+        mm: MmId,
+        process: Arc<dyn Process>,
+        mode: Mode,
+        quota: Option<Arc<Quota>>,
+    ) -> Arc<Account> {
         let mode = effective(mode, &*process);
         let uid = process.uid();
         Arc::new(Account {
@@ -106,6 +113,7 @@ impl Accounts {
             uid,
             mode,
             process,
+            quota,
         })
     }
 
@@ -155,11 +163,24 @@ pub(crate) struct Account {
     uid: u32,
     mode: Mode,
     process: Arc<dyn Process>,
+    /// What the context's user may have, whatever the mode.
+    quota: Option<Arc<Quota>>,
 }
 
 impl Account {
-    /// Charges `pages`. `ENOMEM` when that would pass the limit.
+    /// Charges `pages`. `ENOMEM` when that would pass the limit, or the quota.
     pub(crate) fn charge(&self, pages: u64) -> Result<(), Errno> {
+        if let Some(quota) = &self.quota {
+            quota.add(Resource::Pages, pages)?;
+        }
+        self.charge_process(pages).inspect_err(|_| {
+            if let Some(quota) = &self.quota {
+                quota.sub(Resource::Pages, pages);
+            }
+        })
+    }
+
+    fn charge_process(&self, pages: u64) -> Result<(), Errno> {
         if let Some(locked) = self.locked() {
             let limit = self.process.memlock_limit() / PAGE_SIZE;
             locked
@@ -174,6 +195,9 @@ impl Account {
 
     /// Takes a charge back.
     pub(crate) fn uncharge(&self, pages: u64) {
+        if let Some(quota) = &self.quota {
+            quota.sub(Resource::Pages, pages);
+        }
         if let Some(locked) = self.locked() {
             locked.fetch_sub(pages, Ordering::Relaxed);
         }
@@ -208,6 +232,7 @@ impl Account {
             uid,
             mode: self.mode,
             process,
+            quota: self.quota.clone(),
         })
     }
 

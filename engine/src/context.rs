@@ -22,12 +22,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, ReentrantMutex, ReentrantMutexGuard};
 
+use crate::Errno;
 use crate::account::{Account, Accounts, Mode, Totals};
 use crate::call::Call;
 use crate::file::ContextId;
 use crate::ioas::Ioas;
 use crate::memory::MmId;
 use crate::object::Objects;
+use crate::quota::{Quota, Resource, Taken};
 use crate::viommu::mmap::Mmaps;
 
 /// Which node was opened.
@@ -55,6 +57,8 @@ pub struct Context {
     serial: ReentrantMutex<()>,
     objects: Objects,
     mmaps: Mmaps,
+    /// What its user may have; nothing for no limits.
+    quota: Option<Arc<Quota>>,
     account_mode: Mutex<Mode>,
     /// The account of the latest mapping: mostly the next one's, too.
     account: Mutex<Option<Arc<Account>>>,
@@ -100,6 +104,12 @@ impl Engine {
 
     /// Answers an open of `node`.
     pub fn open(self: &Arc<Self>, node: Node) -> Arc<Context> {
+        self.open_within(node, None)
+    }
+
+    /// The same for a user who may have no more than `quota`, together with the user's other
+    /// contexts.
+    pub fn open_within(self: &Arc<Self>, node: Node, quota: Option<Arc<Quota>>) -> Arc<Context> {
         let id = ContextId(self.next_context.fetch_add(1, Ordering::Relaxed));
         let account_mode = match node {
             Node::Iommu => Mode::User,
@@ -110,8 +120,9 @@ impl Engine {
             node,
             engine: self.clone(),
             serial: ReentrantMutex::new(()),
-            objects: Objects::default(),
+            objects: Objects::within(quota.clone()),
             mmaps: Mmaps::default(),
+            quota,
             account_mode: Mutex::new(account_mode),
             account: Mutex::default(),
             compat_ioas: Mutex::default(),
@@ -198,9 +209,19 @@ impl Context {
         {
             return account.clone();
         }
-        let account = self.engine.accounts.open(mm, process, mode);
+        let account = self.engine.accounts.open(mm, process, mode, self.quota.clone());
         *latest = Some(account.clone());
         account
+    }
+
+    /// What its user may have.
+    pub(crate) fn quota(&self) -> Option<&Arc<Quota>> {
+        self.quota.as_ref()
+    }
+
+    /// One more of `what` for its user.
+    pub(crate) fn take(&self, what: Resource) -> Result<Taken, Errno> {
+        Taken::of(self.quota(), what)
     }
 
     /// The IOAS that VFIO's ioctls work on. Gone when the IOAS is.

@@ -13,6 +13,7 @@ use crate::call::Call;
 use crate::inspect::{Detail, Scope};
 use crate::iopt::State;
 use crate::object::{Kind, Object};
+use crate::quota::Quota;
 
 pub(crate) mod map;
 pub(crate) mod process;
@@ -27,7 +28,12 @@ pub struct Ioas {
 impl Ioas {
     /// An empty one, which the object table will know as `id`.
     pub fn new(id: u32) -> Self {
-        Self { id, state: Mutex::new(State::default()) }
+        Self::within(id, None)
+    }
+
+    /// The same, with areas that are counted in `quota`.
+    pub(crate) fn within(id: u32, quota: Option<Arc<Quota>>) -> Self {
+        Self { id, state: Mutex::new(State::within(quota)) }
     }
 
     /// Its object id.
@@ -67,7 +73,7 @@ pub(crate) fn alloc(call: &Call<'_>, command: &mut iommu_ioas_alloc) -> Result<(
     }
     let reserved = call.context.objects().reserve()?;
     command.out_ioas_id = reserved.id();
-    let ioas = Arc::new(Ioas::new(reserved.id()));
+    let ioas = Arc::new(Ioas::within(reserved.id(), call.context.quota().cloned()));
     call.respond(command)?;
     reserved.commit(ioas);
     Ok(())

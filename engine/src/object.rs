@@ -20,6 +20,7 @@ use crate::Errno;
 use crate::call::Call;
 use crate::inject;
 use crate::inspect::{Detail, Scope};
+use crate::quota::{Quota, Resource, Taken};
 
 /// What an object is, named as in the uAPI header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,6 +109,8 @@ struct Entry {
     /// Nothing while the id is only reserved.
     object: Option<Arc<dyn Object>>,
     users: Arc<AtomicU32>,
+    /// Its place in its user's quota, as long as the id is taken.
+    _taken: Taken,
 }
 
 /// Ids are indices, so that a look-up is one step; given-back ones wait in a heap, lowest first.
@@ -119,7 +122,7 @@ struct Table {
 }
 
 impl Table {
-    fn take(&mut self) -> Result<u32, Errno> {
+    fn take(&mut self, taken: Taken) -> Result<u32, Errno> {
         let id = match self.free.pop() {
             Some(Reverse(id)) => id,
             None => {
@@ -129,7 +132,8 @@ impl Table {
                 id as u32
             }
         };
-        self.entries[id as usize] = Some(Entry { object: None, users: Arc::default() });
+        self.entries[id as usize] =
+            Some(Entry { object: None, users: Arc::default(), _taken: taken });
         self.taken += 1;
         Ok(id)
     }
@@ -163,6 +167,7 @@ impl Table {
 #[derive(Default)]
 pub struct Objects {
     table: Mutex<Table>,
+    quota: Option<Arc<Quota>>,
 }
 
 /// An id that is taken and not yet visible. Dropping it gives the id back.
@@ -191,7 +196,8 @@ impl Reserved<'_> {
         self.armed = false;
         let users = Arc::new(AtomicU32::new(1));
         if let Some(entry) = self.objects.table.lock().entry_mut(self.id) {
-            *entry = Entry { object: Some(object.clone()), users: users.clone() };
+            entry.object = Some(object.clone());
+            entry.users = users.clone();
         }
         Use { object, users }
     }
@@ -206,11 +212,17 @@ impl Drop for Reserved<'_> {
 }
 
 impl Objects {
-    /// Takes the lowest free id. `ENOMEM` by fault injection or when no id is left.
+    /// No objects, of which there may be as many as `quota` has room for.
+    pub(crate) fn within(quota: Option<Arc<Quota>>) -> Self {
+        Self { table: Mutex::default(), quota }
+    }
+
+    /// Takes the lowest free id. `ENOMEM` by fault injection, when no id is left, or past the quota.
     pub fn reserve(&self) -> Result<Reserved<'_>, Errno> {
         inject::site("object: allocate")?;
         inject::site("object: id")?;
-        let id = self.table.lock().take()?;
+        let taken = Taken::of(self.quota.as_ref(), Resource::Objects)?;
+        let id = self.table.lock().take(taken)?;
         Ok(Reserved { objects: self, id, armed: true })
     }
 

@@ -14,6 +14,7 @@ use crate::fault_queue::{FaultGroup, Origin};
 use crate::inspect::{Attachment, Detail, Scope};
 use crate::iopt::Owner;
 use crate::object::{Kind, Object, Use};
+use crate::quota::{Quota, Resource, Taken};
 use crate::{Context, Errno, inject};
 
 /// Whether a handle of the kAPI keeps the context open after its last descriptor is closed.
@@ -41,7 +42,8 @@ pub(crate) struct Bound {
     /// Its vDEVICE.
     vdevice: Mutex<Option<u32>>,
     /// Faults of groups that are not complete.
-    partial_faults: Mutex<Vec<Fault>>,
+    partial_faults: Mutex<Vec<(Fault, Taken)>>,
+    quota: Option<Arc<Quota>>,
 }
 
 impl Device {
@@ -67,6 +69,7 @@ impl Device {
             reserver: Owner::unique(),
             vdevice: Mutex::default(),
             partial_faults: Mutex::default(),
+            quota: context.quota().cloned(),
         };
         let bound = reserved.commit_used(Arc::new(bound));
         let hold = (lifetime == Lifetime::HoldsContext).then(|| context.hold());
@@ -171,22 +174,24 @@ impl Bound {
 
     pub(crate) fn report_fault(&self, fault: Fault) -> Result<(), Errno> {
         let group_id = fault.group_id;
+        let taken = Taken::of(self.quota.as_ref(), Resource::Events)?;
         if !fault.last {
             inject::site("fault: partial")?;
-            self.partial_faults.lock().push(fault);
+            self.partial_faults.lock().push((fault, taken));
             return Ok(());
         }
         let mut partial = self.partial_faults.lock();
-        let (mut faults, others): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut *partial).into_iter().partition(|f| f.group_id == group_id);
+        let (mut group, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *partial).into_iter().partition(|(f, _)| f.group_id == group_id);
         *partial = others;
         drop(partial);
-        faults.push(fault);
+        group.push((fault, taken));
+        let (faults, taken) = group.into_iter().unzip();
         let pasid = fault.pasid.unwrap_or(NO_PASID);
         self.device.group().with_handler(self, pasid, |hwpt, attached| {
             let queue = hwpt.fault_queue().ok_or(Errno::EINVAL)?;
             let device = self.device.clone();
-            queue.push(FaultGroup::new(self.origin(attached), device, faults)?);
+            queue.push(FaultGroup::new(self.origin(attached), device, faults)?.counted(taken));
             Ok(())
         })
     }

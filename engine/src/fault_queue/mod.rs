@@ -27,6 +27,7 @@ use crate::call::Call;
 use crate::driver::{Fault, IommuDevice, PageResponse, ResponseCode};
 use crate::inspect::{Detail, Scope};
 use crate::object::{Kind, Object};
+use crate::quota::{Resource, Taken};
 use crate::watch::Watchers;
 use crate::{Errno, inject};
 
@@ -42,6 +43,8 @@ const RESPONSE_SIZE: usize = size_of::<iommu_hwpt_page_response>();
 pub(crate) struct FaultQueue {
     state: Mutex<State>,
     watchers: Watchers,
+    /// Its place in its user's quota.
+    _taken: Taken,
 }
 
 #[derive(Default)]
@@ -67,6 +70,8 @@ pub(crate) struct FaultGroup {
     origin: Origin,
     device: Arc<dyn IommuDevice>,
     faults: Vec<Fault>,
+    /// Their places in their user's quota.
+    _taken: Vec<Taken>,
 }
 
 impl FaultGroup {
@@ -77,7 +82,12 @@ impl FaultGroup {
         faults: Vec<Fault>,
     ) -> Result<Self, Errno> {
         inject::site("fault: group")?;
-        Ok(Self { origin, device, faults })
+        Ok(Self { origin, device, faults, _taken: Vec::new() })
+    }
+
+    /// With the faults' places in their user's quota, until they are answered.
+    pub(crate) fn counted(self, taken: Vec<Taken>) -> Self {
+        Self { _taken: taken, ..self }
     }
 
     fn bytes(&self) -> usize {
@@ -200,9 +210,10 @@ pub(crate) fn alloc(call: &Call<'_>, command: &mut iommu_fault_alloc) -> Result<
     }
     let objects = call.context.objects();
     let reserved = objects.reserve()?;
+    let taken = call.context.take(Resource::Queues)?;
     inject::site("fault: file")?;
     let id = reserved.id();
-    let queue = reserved.commit_used(Arc::<FaultQueue>::default());
+    let queue = reserved.commit_used(Arc::new(FaultQueue { _taken: taken, ..Default::default() }));
     let file = Arc::new(FaultFile::new(queue, call.context.hold()));
     // The descriptor first: its number lies in the same struct, so that the id fits there, too.
     let fd_at = call.arg + offset_of!(iommu_fault_alloc, out_fault_fd) as u64;

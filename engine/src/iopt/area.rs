@@ -8,6 +8,7 @@ use crate::domain::{Domain, Prot};
 use crate::inject;
 use crate::memory::PAGE_SIZE;
 use crate::pages::Pages;
+use crate::quota::Taken;
 
 /// Mapped IOVAs. The first one is its key.
 pub(crate) struct Area {
@@ -26,6 +27,8 @@ pub(crate) struct Area {
     pub(super) filled: bool,
     /// It is being unmapped: no new pins.
     pub(crate) leaving: bool,
+    /// Its place in its user's quota.
+    pub(super) taken: Taken,
 }
 
 /// A piece of pages to be mapped: what an area will be.

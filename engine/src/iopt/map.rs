@@ -10,6 +10,7 @@ use crate::domain::Prot;
 use crate::inject;
 use crate::ioas::Ioas;
 use crate::memory::PAGE_SIZE;
+use crate::quota::{Resource, Taken};
 
 use super::gaps::Wanted;
 use super::ranges::overlap;
@@ -119,7 +120,8 @@ impl Ioas {
             return Err(Errno::EINVAL);
         }
         inject::site("area: allocate")?;
-        let second = Area { last, at, pages: area.pages.clone(), ..*area };
+        let taken = area.taken.another()?;
+        let second = Area { last, at, pages: area.pages.clone(), taken, ..*area };
         if let Some(area) = state.areas.get_mut(&start) {
             area.last = iova - 1;
         }
@@ -223,6 +225,7 @@ impl State {
                 copied: piece.copied,
                 filled: false,
                 leaving: false,
+                taken: Taken::of(self.quota.as_ref(), Resource::Areas)?,
             };
             areas.push((start, area));
             start = last.wrapping_add(1);

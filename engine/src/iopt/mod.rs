@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::domain::Domain;
+use crate::quota::Quota;
 
 pub mod access;
 mod area;
@@ -58,6 +59,8 @@ pub(crate) struct State {
     /// IOVAs and lengths are multiples of this.
     alignment: u64,
     huge_pages: bool,
+    /// What the user whose areas these are may have.
+    quota: Option<Arc<Quota>>,
 }
 
 struct Attached {
@@ -76,11 +79,17 @@ impl Default for State {
             accesses: Vec::new(),
             alignment: 1,
             huge_pages: true,
+            quota: None,
         }
     }
 }
 
 impl State {
+    /// Nothing is mapped; areas are counted in `quota`.
+    pub(crate) fn within(quota: Option<Arc<Quota>>) -> Self {
+        Self { quota, ..Self::default() }
+    }
+
     /// The area that has `iova`, with its start.
     fn area_at(&self, iova: u64) -> Option<(u64, &Area)> {
         let (&start, area) = self.areas.range(..=iova).next_back()?;

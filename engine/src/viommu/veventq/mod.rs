@@ -16,6 +16,7 @@ use crate::context::Hold;
 use crate::file::{EngineFile, PollEvents, ReadBuffer, Wake};
 use crate::inspect::{Detail, Scope};
 use crate::object::{Kind, Object, Use};
+use crate::quota::{Resource, Taken};
 use crate::{Errno, inject};
 
 use super::Viommu;
@@ -29,6 +30,8 @@ const MAX_DEPTH: u32 = 1 << 19;
 pub(crate) struct Veventq {
     event_type: u32,
     viommu: Use<Viommu>,
+    /// Its place in its user's quota.
+    _taken: Taken,
 }
 
 impl Object for Veventq {
@@ -110,11 +113,12 @@ pub(crate) fn alloc(call: &Call<'_>, command: &mut iommu_veventq_alloc) -> Resul
         return Err(Errno::EEXIST);
     }
     let reserved = objects.reserve()?;
+    let taken = call.context.take(Resource::Queues)?;
     inject::site("veventq: file")?;
     let id = reserved.id();
-    let queue = Arc::new(EventQueue::new(command.veventq_depth));
+    let queue = Arc::new(EventQueue::new(command.veventq_depth, call.context.quota().cloned()));
     viommu.handle().add_queue(command.r#type, queue.clone());
-    let veventq = Veventq { event_type: command.r#type, viommu };
+    let veventq = Veventq { event_type: command.r#type, viommu, _taken: taken };
     let veventq = reserved.commit_used(Arc::new(veventq));
     let kept = Mutex::new(Some((veventq, call.context.hold())));
     // The descriptor first: its number lies in the same struct, so that the id fits there, too.

@@ -5,12 +5,14 @@
 //! (`IOMMU_VEVENTQ_FLAG_LOST_EVENTS`) ends the queue.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use ioctl_abi::iommufd::{IOMMU_VEVENTQ_FLAG_LOST_EVENTS, iommufd_vevent_header};
 use parking_lot::Mutex;
 use zerocopy::IntoBytes;
 
 use crate::file::ReadBuffer;
+use crate::quota::{Quota, Resource, Taken};
 use crate::watch::Watchers;
 use crate::{Errno, inject};
 
@@ -22,14 +24,22 @@ const HEADER_SIZE: usize = size_of::<iommufd_vevent_header>();
 /// The queue behind a vEVENTQ object and its file.
 pub(crate) struct EventQueue {
     depth: u32,
+    /// What its user may have.
+    quota: Option<Arc<Quota>>,
     state: Mutex<State>,
     pub(super) watchers: Watchers,
+}
+
+/// An event with data, and its place in its user's quota.
+struct Event {
+    bytes: Box<[u8]>,
+    _taken: Taken,
 }
 
 #[derive(Default)]
 struct State {
     /// Events with data, in the form that is read; at most `depth`.
-    events: VecDeque<Box<[u8]>>,
+    events: VecDeque<Event>,
     /// The sequence number of the lost event that ends the queue.
     lost: Option<u32>,
     sequence: u32,
@@ -38,12 +48,12 @@ struct State {
 impl State {
     fn take(&mut self, room: usize) -> Option<Entry> {
         if let Some(first) = self.events.front() {
-            let bytes = if first.len() <= room { self.events.pop_front()? } else { return None };
-            return Some(Entry { bytes, lost: None });
+            let event = if first.bytes.len() <= room { self.events.pop_front() } else { None }?;
+            return Some(Entry { event, lost: None });
         }
         let sequence = if room >= HEADER_SIZE { self.lost.take()? } else { return None };
         let bytes = entry(IOMMU_VEVENTQ_FLAG_LOST_EVENTS, sequence, &[]);
-        Some(Entry { bytes, lost: Some(sequence) })
+        Some(Entry { event: Event { bytes, _taken: Taken::default() }, lost: Some(sequence) })
     }
 
     fn is_empty(&self) -> bool {
@@ -53,7 +63,7 @@ impl State {
 
 /// What a read takes out.
 struct Entry {
-    bytes: Box<[u8]>,
+    event: Event,
     lost: Option<u32>,
 }
 
@@ -63,9 +73,9 @@ fn entry(flags: u32, sequence: u32, data: &[u8]) -> Box<[u8]> {
 }
 
 impl EventQueue {
-    /// A queue of at most `depth` events.
-    pub(crate) fn new(depth: u32) -> Self {
-        Self { depth, state: Mutex::default(), watchers: Watchers::default() }
+    /// A queue of at most `depth` events, which are counted in `quota`.
+    pub(super) fn new(depth: u32, quota: Option<Arc<Quota>>) -> Self {
+        Self { depth, quota, state: Mutex::default(), watchers: Watchers::default() }
     }
 
     /// Takes an event, or loses it when the queue is full (no error) or memory is short.
@@ -75,14 +85,29 @@ impl EventQueue {
             let sequence = state.sequence;
             state.sequence = (sequence + 1) & SEQUENCE_MASK;
             let full = state.events.len() >= self.depth as usize;
-            let memory = if full { Ok(()) } else { inject::site("vevent: allocate") };
-            if full || memory.is_err() {
-                state.lost = Some(sequence);
-            } else {
-                state.lost = None;
-                state.events.push_back(entry(0, sequence, data));
+            let memory = match full {
+                true => Ok(None),
+                false => inject::site("vevent: allocate")
+                    .and_then(|()| Taken::of(self.quota.as_ref(), Resource::Events))
+                    .map(Some),
+            };
+            match memory {
+                Ok(Some(taken)) => {
+                    state.lost = None;
+                    state
+                        .events
+                        .push_back(Event { bytes: entry(0, sequence, data), _taken: taken });
+                    Ok(())
+                }
+                Ok(None) => {
+                    state.lost = Some(sequence);
+                    Ok(())
+                }
+                Err(error) => {
+                    state.lost = Some(sequence);
+                    Err(error)
+                }
             }
-            memory
         };
         self.watchers.wake();
         result
@@ -105,7 +130,7 @@ impl EventQueue {
                     None => return Err(Errno::EINVAL),
                 }
             };
-            if let Err(error) = into.put(&entry.bytes) {
+            if let Err(error) = into.put(&entry.event.bytes) {
                 self.put_back(entry, sequence);
                 return if done { Ok(()) } else { Err(error) };
             }
@@ -117,7 +142,7 @@ impl EventQueue {
     fn put_back(&self, entry: Entry, sequence: u32) {
         let mut state = self.state.lock();
         match entry.lost {
-            None => state.events.push_front(entry.bytes),
+            None => state.events.push_front(entry.event),
             // An event that came meanwhile shows the loss by its own number.
             Some(lost) if state.sequence == sequence => state.lost = Some(lost),
             Some(_) => {}

@@ -52,7 +52,7 @@ fn entries(mut bytes: &[u8], data: usize) -> Vec<(u32, u32, Vec<u8>)> {
 
 #[test]
 fn an_overflow_ends_the_queue_with_a_header() {
-    let queue = EventQueue::new(2);
+    let queue = EventQueue::new(2, None);
     for byte in 0..3 {
         queue.push(&[byte; 4]).unwrap();
     }
@@ -68,7 +68,7 @@ fn an_overflow_ends_the_queue_with_a_header() {
 
 #[test]
 fn room_for_no_entry_is_invalid() {
-    let queue = EventQueue::new(1);
+    let queue = EventQueue::new(1, None);
     assert_eq!(queue.read(&mut Buffer::new(0)), Err(Errno::EINVAL));
     assert_eq!(queue.read(&mut Buffer::new(7)), Err(Errno::EINVAL));
     assert_eq!(queue.read(&mut Buffer::new(8)), Ok(()));
@@ -80,7 +80,7 @@ fn room_for_no_entry_is_invalid() {
 
 #[test]
 fn a_bad_pointer_loses_nothing() {
-    let queue = EventQueue::new(1);
+    let queue = EventQueue::new(1, None);
     queue.push(&[1; 4]).unwrap();
     queue.push(&[2; 4]).unwrap();
     let mut buffer = Buffer { faults_after: 0, ..Buffer::new(64) };
@@ -95,7 +95,7 @@ fn a_bad_pointer_loses_nothing() {
 
 #[test]
 fn an_event_that_finds_no_memory_is_lost() {
-    let queue = EventQueue::new(4);
+    let queue = EventQueue::new(4, None);
     let (result, left) = crate::inject::with_fail_nth(1, || queue.push(&[1; 4]));
     assert_eq!((result, left.fired), (Err(Errno::ENOMEM), Some("vevent: allocate")));
     let mut buffer = Buffer::new(64);
@@ -120,7 +120,7 @@ proptest! {
     /// were read lie just the events that found the queue full.
     #[test]
     fn nothing_is_lost_uncounted(depth in 1..5u32, steps in steps()) {
-        let queue = EventQueue::new(depth);
+        let queue = EventQueue::new(depth, None);
         // What is in the queue by our own books: sequence and data, nothing for a lost tail.
         let mut books: Vec<(u32, Option<u8>)> = Vec::new();
         let mut sequence = 0;
