@@ -44,6 +44,24 @@ pub(crate) struct Serve {
     /// Most requests of one user other than root that each hold a thread of the daemon
     #[arg(long, value_name = "COUNT", default_value_t = serve::Limits::default().requests)]
     pub(crate) max_requests: usize,
+    /// Most objects of one user other than root, in all its contexts: more are refused with ENOMEM
+    #[arg(long, value_name = "COUNT", default_value_t = serve::Limits::default().most.objects)]
+    pub(crate) max_objects: u64,
+    /// Most fault and event queues of one user other than root: EMFILE
+    #[arg(long, value_name = "COUNT", default_value_t = serve::Limits::default().most.queues)]
+    pub(crate) max_queues: u64,
+    /// Most faults and events of one user other than root that wait in queues: ENOMEM, or a lost
+    /// event
+    #[arg(long, value_name = "COUNT", default_value_t = serve::Limits::default().most.events)]
+    pub(crate) max_events: u64,
+    /// Most areas of IOVAs that one user other than root may have mapped: ENOMEM
+    #[arg(long, value_name = "COUNT", default_value_t = serve::Limits::default().most.areas)]
+    pub(crate) max_areas: u64,
+    /// Most memory of one user other than root that may be pinned, whatever RLIMIT_MEMLOCK and
+    /// CAP_IPC_LOCK say, in bytes or with K, M, G or T after the number: ENOMEM [default: three
+    /// quarters of the machine's memory]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_pinned: Option<u64>,
 }
 
 /// How the node is made.
@@ -59,6 +77,8 @@ pub(crate) enum Front {
 
 impl From<Serve> for serve::Options {
     fn from(options: Serve) -> Self {
+        let limits = serve::Limits::default();
+        let pages = options.max_pinned.map(|bytes| bytes / engine::memory::PAGE_SIZE);
         Self {
             name: options.name,
             container: options.container,
@@ -73,6 +93,13 @@ impl From<Serve> for serve::Options {
             limits: serve::Limits {
                 contexts: options.max_contexts,
                 requests: options.max_requests,
+                most: engine::Most {
+                    objects: options.max_objects,
+                    queues: options.max_queues,
+                    events: options.max_events,
+                    areas: options.max_areas,
+                    pages: pages.unwrap_or(limits.most.pages),
+                },
             },
             pfn: options.pfn.into(),
             quirks: options.quirks,
@@ -95,6 +122,20 @@ fn mode(text: &str) -> Result<u32, String> {
     }
 }
 
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| "KMGTkmgt".contains(c));
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err("one of K, M, G and T may follow the number".into()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "a number of bytes".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "that is more than there can be".into())
+}
+
 fn group(text: &str) -> Result<u32, String> {
     if let Ok(number) = text.parse() {
         return Ok(number);
@@ -103,5 +144,20 @@ fn group(text: &str) -> Result<u32, String> {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
         Ok(None) => Err("there is no such group".into()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_bytes_or_have_a_unit() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("8G"), Ok(8 << 30));
+        assert_eq!(size("64k"), Ok(64 << 10));
+        for bad in ["", "G", "1GB", "-1", "1.5G", "99999999T", "1KK"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -4,29 +4,23 @@
 //!
 //! As a test it is short; `ci/load` runs it at length, by these variables: `LOAD_PROCESSES`,
 //! `LOAD_CONTEXTS` (of each process), `LOAD_SECONDS`, `LOAD_SEED`, `SOFTIOMMU_TEST_FRONT` (`fuse`
-//! or `cuse`), `LOAD_PROGRAM` (the softiommu to run).
+//! or `cuse`), `SERVE_TEST_PROGRAM` (the softiommu to run).
 #![allow(unsafe_code)] // The callers are forks that make raw system calls.
+
+mod common;
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use common::serve::{
+    DESTROY, Daemon, FAULT_QUEUE_ALLOC, IOAS_ALLOC, IOAS_MAP, IOAS_UNMAP, PATIENCE,
+};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
-
-const DESTROY: u32 = 0x3b80;
-const IOAS_ALLOC: u32 = 0x3b81;
-const IOAS_MAP: u32 = 0x3b85;
-const IOAS_UNMAP: u32 = 0x3b86;
-const FAULT_QUEUE_ALLOC: u32 = 0x3b8e;
-
-/// A caller that was killed and is there for longer hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The callers' users: these, and root.
 const USERS: u32 = 50;
@@ -49,60 +43,13 @@ impl Random {
     }
 }
 
-struct Daemon {
-    process: Child,
-    path: CString,
+/// The daemon's node, for system calls.
+fn path(daemon: &Daemon) -> CString {
+    CString::new(daemon.node.to_str().unwrap()).unwrap()
 }
 
-impl Daemon {
-    fn start(name: &str) -> Self {
-        let program = std::env::var_os("LOAD_PROGRAM")
-            .unwrap_or_else(|| env!("CARGO_BIN_EXE_softiommu").into());
-        let front = std::env::var("SOFTIOMMU_TEST_FRONT").unwrap_or_else(|_| "fuse".into());
-        let mut process = Command::new(program)
-            .args(["serve", "--foreground", "--mode", "666", "--max-contexts", "100000"])
-            .args(["--front", &front, "--name", name])
-            .env("RUST_LOG", "info")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        loop {
-            let line = lines.next().expect("the daemon ended").unwrap();
-            if line.contains("serving") {
-                break;
-            }
-            eprintln!("{line}");
-        }
-        // The pipe must not fill up.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Self { process, path: CString::new(format!("/dev/{name}")).unwrap() }
-    }
-
-    fn status(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()));
-        let status = status.expect("the daemon lives");
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
-    }
-
-    fn have(&self) -> Have {
-        let descriptors = format!("/proc/{}/fd", self.process.id());
-        Have {
-            descriptors: std::fs::read_dir(descriptors).unwrap().count() as u64,
-            threads: self.status("Threads:"),
-            resident_kib: self.status("VmRSS:"),
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM);
-        let _ = self.process.wait();
-    }
+fn start(name: &str) -> Option<Daemon> {
+    Daemon::start_named(name, &["--max-contexts", "100000"])
 }
 
 /// What the daemon has.
@@ -111,6 +58,20 @@ struct Have {
     descriptors: u64,
     threads: u64,
     resident_kib: u64,
+}
+
+impl Have {
+    fn of(daemon: &Daemon) -> Self {
+        let number = |field| {
+            let text = daemon.status(field);
+            text.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        Self {
+            descriptors: daemon.descriptors() as u64,
+            threads: number("Threads:"),
+            resident_kib: number("VmRSS:"),
+        }
+    }
 }
 
 /// How a caller ended by itself; else it was killed.
@@ -196,8 +157,8 @@ fn live(path: &CString, contexts: usize, uid: u32, mut random: Random) -> i32 {
 }
 
 /// All callers that live.
-struct Callers<'a> {
-    daemon: &'a Daemon,
+struct Callers {
+    node: CString,
     contexts: usize,
     random: Random,
     alive: Vec<Pid>,
@@ -207,10 +168,10 @@ struct Callers<'a> {
     deaths: u64,
 }
 
-impl<'a> Callers<'a> {
-    fn new(daemon: &'a Daemon, contexts: usize, random: Random) -> Self {
+impl Callers {
+    fn new(node: CString, contexts: usize, random: Random) -> Self {
         let (alive, killed, slowest, deaths) = Default::default();
-        Self { daemon, contexts, random, alive, killed, slowest, deaths }
+        Self { node, contexts, random, alive, killed, slowest, deaths }
     }
 
     fn start(&mut self) {
@@ -222,7 +183,7 @@ impl<'a> Callers<'a> {
         // SAFETY: the child makes system calls only.
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
-                let ended = live(&self.daemon.path, self.contexts, uid, Random(seed));
+                let ended = live(&self.node, self.contexts, uid, Random(seed));
                 // SAFETY: nothing of the parent's may run.
                 unsafe { libc::_exit(ended) }
             }
@@ -287,7 +248,7 @@ impl<'a> Callers<'a> {
     }
 }
 
-impl Drop for Callers<'_> {
+impl Drop for Callers {
     fn drop(&mut self) {
         for &pid in self.alive.iter().chain(self.killed.keys()) {
             let _ = kill(pid, Signal::SIGKILL);
@@ -315,8 +276,8 @@ fn wait_for_baseline(daemon: &Daemon, before: Have) -> Have {
     let begin = Instant::now();
     loop {
         // What is known of a dead process is dropped when another calls.
-        probe(&daemon.path);
-        let now = daemon.have();
+        probe(&path(daemon));
+        let now = Have::of(daemon);
         let memory = before.resident_kib + before.resident_kib / 4 + 8192;
         // Idle workers of each node and user may stay.
         let small = now.descriptors <= before.descriptors + 8 && now.threads <= before.threads + 16;
@@ -342,23 +303,18 @@ fn zombies_of(parent: u32) -> Vec<String> {
 
 #[test]
 fn callers_that_are_killed_at_random_leave_nothing_behind() {
-    let asked = std::env::var_os("SOFTIOMMU_TEST_FRONT").is_some();
-    if !asked && (!nix::unistd::geteuid().is_root() || !std::path::Path::new("/dev/fuse").exists())
-    {
-        eprintln!("SKIPPED: this needs root and FUSE");
-        return;
-    }
     let processes = variable("LOAD_PROCESSES", 24) as usize;
     let contexts = variable("LOAD_CONTEXTS", 10) as usize;
     let time = Duration::from_secs(variable("LOAD_SECONDS", 3));
     let random = Random(variable("LOAD_SEED", 0x5eed) | 1);
     let name = format!("softiommu-load-{}", std::process::id());
-    let mut daemon = Daemon::start(&name);
+    let Some(mut daemon) = start(&name) else { return };
+    let node = path(&daemon);
     let (done, slowest, probes) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                let took = probe(&daemon.path);
+                let took = probe(&node);
                 assert!(took < PATIENCE, "the daemon took {took:?}");
                 slowest.fetch_max(took.as_micros() as u64, Ordering::Relaxed);
                 probes.fetch_add(1, Ordering::Relaxed);
@@ -373,8 +329,8 @@ fn callers_that_are_killed_at_random_leave_nothing_behind() {
             }
         }
         let _end = End(&done);
-        let mut callers = Callers::new(&daemon, contexts, random);
-        let idle = daemon.have();
+        let mut callers = Callers::new(node.clone(), contexts, random);
+        let idle = Have::of(&daemon);
         // A first wave, after which the allocator has the memory that it keeps.
         callers.churn(processes, time / 3);
         callers.kill_all();
@@ -383,7 +339,7 @@ fn callers_that_are_killed_at_random_leave_nothing_behind() {
         // Twice, so that who reads this sees whether what is kept still grows.
         for _ in 0..2 {
             callers.churn(processes, time / 2);
-            let busy = daemon.have();
+            let busy = Have::of(&daemon);
             callers.kill_all();
             let after = wait_for_baseline(&daemon, before);
             eprintln!("busy {busy:?}\nafter {after:?}");
@@ -392,7 +348,7 @@ fn callers_that_are_killed_at_random_leave_nothing_behind() {
             "{} callers of {processes} at a time died, the slowest in {:?}",
             callers.deaths, callers.slowest
         );
-        assert_eq!(zombies_of(daemon.process.id()), Vec::<String>::new());
+        assert_eq!(zombies_of(daemon.pid()), Vec::<String>::new());
     });
     let (probes, slowest) = (probes.into_inner(), Duration::from_micros(slowest.into_inner()));
     eprintln!("{probes} probes were answered all along, the slowest in {slowest:?}");
@@ -408,7 +364,7 @@ fn killed_daemon(
     random: Random,
 ) {
     let pid = Pid::from_raw(daemon.process.id() as i32);
-    let mut callers = Callers::new(daemon, contexts, random);
+    let mut callers = Callers::new(path(daemon), contexts, random);
     callers.churn(processes, Duration::from_millis(500));
     let begin = Instant::now();
     kill(pid, Signal::SIGKILL).unwrap();
@@ -430,6 +386,6 @@ fn killed_daemon(
     drop(callers);
     eprintln!("{told} callers were told of the daemon's death, the last after {took:?}");
     daemon.process.wait().unwrap();
-    let again = Daemon::start(name);
-    probe(&again.path);
+    let again = start(name).unwrap();
+    probe(&path(&again));
 }

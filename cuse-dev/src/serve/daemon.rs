@@ -118,7 +118,8 @@ impl Handler for NodeHandler {
             // A process outside of our pid namespace: its memory is out of reach.
             return Err(Errno::EPERM);
         }
-        let fh = self.daemon.opens.add(header.uid, || self.daemon.engine.open(self.node))?;
+        let open = |quota| self.daemon.engine.open_within(self.node, quota);
+        let fh = self.daemon.opens.add(header.uid, open)?;
         Ok(Opened { fh, flags: OpenFlags::EVENT_FILE })
     }
 

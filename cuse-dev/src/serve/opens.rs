@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::{Context, Errno};
+use engine::{Context, Errno, Most, Quota};
 use parking_lot::{Mutex, RwLock};
 
 /// Threads that answer requests of the node.
@@ -14,6 +14,9 @@ pub(super) const THREADS: usize = 512;
 /// How many of them callers other than root may hold. A request could hold its thread whatever it
 /// is, so past that they get `EAGAIN`; what is left is for root, and for noticing.
 const SIEGE: usize = THREADS * 3 / 4;
+
+/// How many users are kept in mind, whether they have anything or not.
+const REMEMBERED: usize = 64;
 
 /// How long one whose request held the reader is served apart.
 const WARY: Duration = Duration::from_secs(1);
@@ -25,12 +28,28 @@ pub struct Limits {
     pub contexts: usize,
     /// Requests that are being answered apart, each of which holds a thread of the daemon.
     pub requests: usize,
+    /// What all of the user's contexts may have together.
+    pub most: Most,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { contexts: 1024, requests: 32 }
+        let most = Most {
+            objects: 1 << 16,
+            queues: 256,
+            events: 1 << 16,
+            // VFIO's own limit is 65535 mappings a container.
+            areas: 1 << 18,
+            pages: most_of_memory() / engine::memory::PAGE_SIZE,
+        };
+        Self { contexts: 1024, requests: 32, most }
     }
+}
+
+/// Bytes of three quarters of the machine's memory.
+fn most_of_memory() -> u64 {
+    let bytes = nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total());
+    bytes / 4 * 3
 }
 
 /// One open of the node.
@@ -46,14 +65,17 @@ pub(super) struct User {
     uid: u32,
     contexts: AtomicUsize,
     requests: AtomicUsize,
+    /// Nothing for root, who may have as much as it likes.
+    quota: Option<Arc<Quota>>,
     /// Milliseconds since the start until which requests are answered apart; 0 for none.
     wary_until: AtomicU64,
 }
 
 impl User {
-    fn new(uid: u32) -> Arc<Self> {
+    fn new(uid: u32, most: Most) -> Arc<Self> {
         Arc::new(Self {
             uid,
+            quota: (uid != 0).then(|| Quota::new(most)),
             contexts: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             wary_until: AtomicU64::new(0),
@@ -91,18 +113,22 @@ impl Opens {
     }
 
     /// Adds one for `uid` and answers its handle. `EMFILE` when the user has as many as allowed.
-    pub(super) fn add(&self, uid: u32, make: impl FnOnce() -> Arc<Context>) -> Result<u64, Errno> {
+    pub(super) fn add(
+        &self,
+        uid: u32,
+        make: impl FnOnce(Option<Arc<Quota>>) -> Arc<Context>,
+    ) -> Result<u64, Errno> {
         let user = {
             let mut users = self.users.lock();
-            let user = users.entry(uid).or_insert_with(|| User::new(uid));
+            let user = self.user(&mut users, uid);
             if uid != 0 && user.contexts.load(Ordering::Relaxed) >= self.limits.contexts {
                 return Err(Errno::EMFILE);
             }
             // Under the lock, as the removal of a user without contexts is.
             user.contexts.fetch_add(1, Ordering::Relaxed);
-            user.clone()
+            user
         };
-        let context = make();
+        let context = make(user.quota.clone());
         let handle = context.id().0;
         let open = Arc::new(Open { context, user, apart: AtomicUsize::new(0) });
         self.by_handle.write().insert(handle, open);
@@ -113,10 +139,9 @@ impl Opens {
     pub(super) fn remove(&self, handle: u64) -> Option<Arc<Open>> {
         let open = self.by_handle.write().remove(&handle)?;
         let mut users = self.users.lock();
-        let was = open.user.contexts.fetch_sub(1, Ordering::Relaxed);
-        // A user in disgrace is remembered, or a new open would end it.
-        if was == 1 && !self.is_in_disgrace(&open.user) {
-            users.remove(&open.user.uid);
+        open.user.contexts.fetch_sub(1, Ordering::Relaxed);
+        if users.len() > REMEMBERED {
+            users.retain(|_, user| !self.is_nobody(user));
         }
         Some(open)
     }
@@ -132,6 +157,24 @@ impl Opens {
         open.apart.load(Ordering::Relaxed) > 0 || self.is_in_disgrace(&open.user)
     }
 
+    /// The user `uid`, for whom somebody has to be counted before the lock goes.
+    fn user(&self, users: &mut HashMap<u32, Arc<User>>, uid: u32) -> Arc<User> {
+        if users.len() > REMEMBERED && !users.contains_key(&uid) {
+            users.retain(|_, user| !self.is_nobody(user));
+        }
+        users.entry(uid).or_insert_with(|| User::new(uid, self.limits.most)).clone()
+    }
+
+    /// Whether a user has nothing, and nothing that has to be remembered. Queues keep their context,
+    /// and so its quota, when the node is closed.
+    fn is_nobody(&self, user: &Arc<User>) -> bool {
+        let shared = user.quota.as_ref().is_some_and(|quota| Arc::strong_count(quota) > 1);
+        Arc::strong_count(user) == 1
+            && user.contexts.load(Ordering::Relaxed) == 0
+            && !shared
+            && !self.is_in_disgrace(user)
+    }
+
     fn is_in_disgrace(&self, user: &User) -> bool {
         let until = user.wary_until.load(Ordering::Relaxed);
         let wary = until != 0 && self.now() < until;
@@ -145,7 +188,7 @@ impl Opens {
     /// be meant to.
     pub(super) fn stalled(&self, unique: u64, uid: u32, wary: bool) {
         // Who calls need not be who opened.
-        let user = self.users.lock().entry(uid).or_insert_with(|| User::new(uid)).clone();
+        let user = self.user(&mut self.users.lock(), uid);
         if wary {
             let until = self.now() + WARY.as_millis() as u64;
             user.wary_until.store(until, Ordering::Relaxed);
@@ -156,14 +199,7 @@ impl Opens {
 
     /// The request `unique`, which was stalled, is over.
     pub(super) fn resumed(&self, unique: u64) {
-        let Some(held) = self.stalled.lock().remove(&unique) else { return };
-        let user = held.user.clone();
-        drop(held);
-        let mut users = self.users.lock();
-        // One who has nothing is forgotten, unless for its disgrace.
-        if user.contexts.load(Ordering::Relaxed) == 0 && !self.is_in_disgrace(&user) {
-            users.remove(&user.uid);
-        }
+        self.stalled.lock().remove(&unique);
     }
 
     /// Before any request of `open`. `EAGAIN` when callers hold so many threads that another
@@ -231,13 +267,13 @@ mod tests {
     use super::*;
 
     fn opens(contexts: usize, requests: usize) -> (Opens, Arc<Engine>) {
-        (Opens::new(Limits { contexts, requests }), Engine::new())
+        (Opens::new(Limits { contexts, requests, ..Limits::default() }), Engine::new())
     }
 
     #[test]
     fn a_user_has_so_many_contexts_and_no_more() {
         let (opens, engine) = opens(2, 1);
-        let open = |uid| opens.add(uid, || engine.open(Node::Iommu));
+        let open = |uid| opens.add(uid, |quota| engine.open_within(Node::Iommu, quota));
         let first = open(7).unwrap();
         open(7).unwrap();
         assert_eq!(open(7), Err(Errno::EMFILE));
@@ -252,7 +288,7 @@ mod tests {
     #[test]
     fn a_user_holds_so_many_threads_and_no_more() {
         let (opens, engine) = opens(2, 1);
-        let handle = opens.add(7, || engine.open(Node::Iommu)).unwrap();
+        let handle = opens.add(7, |quota| engine.open_within(Node::Iommu, quota)).unwrap();
         let open = opens.get(handle).unwrap();
         let held = opens.enter(&open).unwrap();
         assert_eq!(opens.enter(&open).err(), Some(Errno::EAGAIN));
@@ -265,18 +301,62 @@ mod tests {
     #[test]
     fn one_who_held_the_reader_is_remembered_over_its_close() {
         let (opens, engine) = opens(2, 1);
-        let handle = opens.add(7, || engine.open(Node::Iommu)).unwrap();
+        let handle = opens.add(7, |quota| engine.open_within(Node::Iommu, quota)).unwrap();
         opens.stalled(1, 7, true);
         opens.resumed(1);
         opens.remove(handle).unwrap();
-        let handle = opens.add(7, || engine.open(Node::Iommu)).unwrap();
+        let handle = opens.add(7, |quota| engine.open_within(Node::Iommu, quota)).unwrap();
         assert!(opens.is_wary(&opens.get(handle).unwrap()));
     }
+
+    #[test]
+    fn a_quota_is_the_users_over_all_contexts_and_over_their_close() {
+        let most = Most { objects: 1, ..Limits::default().most };
+        let opens = Opens::new(Limits { most, ..Limits::default() });
+        let engine = Engine::new();
+        let quotas = std::cell::RefCell::new(Vec::new());
+        let open = |uid| {
+            opens.add(uid, |quota| {
+                quotas.borrow_mut().push(quota.clone());
+                engine.open_within(Node::Iommu, quota)
+            })
+        };
+        let (first, second) = (open(7).unwrap(), open(7).unwrap());
+        opens.remove(first).unwrap();
+        opens.remove(second).unwrap();
+        // The test still holds the quota, as a queue's file would.
+        for uid in 1000..1000 + 2 * REMEMBERED as u32 {
+            opens.remove(open(uid).unwrap()).unwrap();
+        }
+        open(7).unwrap();
+        open(0).unwrap();
+        let quotas = quotas.into_inner();
+        let same = |a: usize, b: usize| match (&quotas[a], &quotas[b]) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        assert!(same(0, 1) && same(0, quotas.len() - 2));
+        assert!(!same(0, 2));
+        assert!(quotas.last().unwrap().is_none(), "root has no limits");
+        drop(quotas);
+        for uid in 5000..5010 {
+            opens.remove(open_of_nobody(&opens, &engine, uid)).unwrap();
+        }
+        assert!(opens.users.lock().len() <= REMEMBERED + 2);
+    }
+
+    fn open_of_nobody(opens: &Opens, engine: &Arc<Engine>, uid: u32) -> u64 {
+        opens.add(uid, |quota| engine.open_within(Node::Iommu, quota)).unwrap()
+    }
+
     #[test]
     fn many_users_together_do_not_hold_all_threads() {
         let (opens, engine) = opens(2, 1000);
-        let open_of =
-            |uid| opens.get(opens.add(uid, || engine.open(Node::Iommu)).unwrap()).unwrap();
+        let open_of = |uid| {
+            opens
+                .get(opens.add(uid, |quota| engine.open_within(Node::Iommu, quota)).unwrap())
+                .unwrap()
+        };
         let (one, root) = (open_of(7), open_of(0));
         for unique in 0..SIEGE as u64 {
             assert_eq!(opens.admit(&one), Ok(()));

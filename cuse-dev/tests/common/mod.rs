@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+pub(crate) mod serve;
+
 /// The tests' programs and files; gone when dropped.
 pub(crate) struct Place {
     pub(crate) directory: TempDir,

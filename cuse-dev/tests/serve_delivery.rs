@@ -1,0 +1,229 @@
+//! Descriptors that `softiommu serve` puts into its callers' tables, and their pins: for every user and
+//! namespace, many threads, under signals, a tracer and SIGKILL.
+#![allow(unsafe_code)] // Raw ioctls.
+
+mod common;
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use common::serve::{
+    Daemon, PATIENCE, destroy, fault_queue, ioas_alloc, map_private, use_fault_queue,
+};
+use nix::sys::signal::Signal;
+
+#[test]
+fn root_gets_descriptors() {
+    let Some(daemon) = Daemon::start(&[]) else { return };
+    use_fault_queue(&daemon.open());
+}
+
+#[test]
+fn the_descriptor_is_the_lowest_free_one() {
+    let Some(daemon) = Daemon::start(&[]) else { return };
+    let output = daemon.caller("lowest").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn other_users_and_namespaces_get_descriptors() {
+    let Some(daemon) = Daemon::start(&[]) else { return };
+    for (name, options, uid) in [
+        ("user", &[][..], Some(65_534)),
+        ("pid namespace", &["--pid", "--fork"], None),
+        ("user namespace", &["--user"], Some(65_534)),
+        (
+            "root of a user namespace",
+            &["--user", "--map-root-user", "--pid", "--fork"],
+            Some(65_534),
+        ),
+    ] {
+        let mut probe = Command::new("unshare");
+        let mut command = daemon.caller_by("unshare", options, "descriptors");
+        for command in [&mut probe, &mut command] {
+            if let Some(uid) = uid {
+                command.uid(uid).gid(uid);
+            }
+        }
+        if !probe.args(options).arg("true").status().is_ok_and(|status| status.success()) {
+            eprintln!("SKIPPED: no {name} here");
+            continue;
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn private_memory_is_pinned_by_the_kernel() {
+    let Some(daemon) = Daemon::start(&[]) else { return };
+    if std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").is_ok_and(|s| s.trim() == "2")
+    {
+        eprintln!("SKIPPED: io_uring is disabled here");
+        return;
+    }
+    map_private(&daemon.open());
+    let output = daemon.caller("pins").uid(65_534).gid(65_534).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn many_threads_get_descriptors_under_signals() {
+    let Some(daemon) = Daemon::start(&[]) else { return };
+    let output = daemon.caller("storm").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn a_traced_caller_gets_an_error_and_a_hint() {
+    let Some(daemon) = Daemon::start(&[]) else { return };
+    let mut child = daemon.caller("traced").spawn().unwrap();
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("ready") {
+        said.clear();
+        assert_ne!(output.read_line(&mut said).unwrap(), 0, "the caller ended");
+    }
+    // Every thread of it, as a debugger does.
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let tid = thread.unwrap().file_name().to_string_lossy().parse().unwrap();
+        let tid = nix::unistd::Pid::from_raw(tid);
+        nix::sys::ptrace::seize(tid, nix::sys::ptrace::Options::empty()).unwrap();
+    }
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    daemon.wait_for_log("softiommu run");
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("answer EPERM"), "{rest}");
+    // What was traced is buried by its tracer.
+    let end = nix::sys::wait::WaitPidFlag::__WALL | nix::sys::wait::WaitPidFlag::__WNOTHREAD;
+    while nix::sys::wait::waitpid(None, Some(end)).is_ok_and(|status| status.pid() != Some(pid)) {}
+    let _ = child.wait();
+}
+
+#[test]
+fn killed_callers_leave_nothing_behind() {
+    let Some(daemon) = Daemon::start(&[]) else { return };
+    use_fault_queue(&daemon.open());
+    let before = daemon.descriptors();
+    for round in 0..3 {
+        let mut children: Vec<_> =
+            (0..8).map(|_| daemon.caller("busy").stdout(Stdio::null()).spawn().unwrap()).collect();
+        // Somewhere in the middle of it.
+        std::thread::sleep(Duration::from_millis(30 * (round + 1)));
+        let file = daemon.open();
+        assert_eq!(ioas_alloc(&file), Ok(1));
+        for child in &mut children {
+            child.kill().unwrap();
+        }
+        for child in &mut children {
+            child.wait().unwrap();
+        }
+    }
+    // What is known of a dead process is dropped when another calls.
+    let begin = Instant::now();
+    loop {
+        use_fault_queue(&daemon.open());
+        let now = daemon.descriptors();
+        if now <= before + 8 {
+            break;
+        }
+        assert!(begin.elapsed() < PATIENCE, "{now} descriptors, {before} before");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(stat) = std::fs::read_to_string(process.path().join("stat")) else { continue };
+        let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
+        let mut fields = rest.split(' ');
+        let (state, parent) = (fields.next(), fields.next());
+        let ours = parent == Some(&daemon.pid().to_string());
+        assert!(!(ours && state == Some("Z")), "a zombie: {stat}");
+    }
+}
+
+/// What a caller in another process does. No test by itself.
+#[test]
+fn child() {
+    let Ok(what) = std::env::var("SERVE_TEST_CHILD") else { return };
+    let node = std::env::var("SERVE_TEST_NODE").unwrap();
+    let open = || OpenOptions::new().read(true).write(true).open(&node);
+    match what.as_str() {
+        "descriptors" => {
+            let file = open().unwrap();
+            for _ in 0..20 {
+                use_fault_queue(&file);
+            }
+        }
+        "lowest" => {
+            let file = open().unwrap();
+            let expected = File::open("/dev/null").unwrap();
+            let number = expected.as_raw_fd();
+            drop(expected);
+            let (_, queue) = fault_queue(&file).unwrap();
+            assert_eq!(queue.as_raw_fd(), number);
+        }
+        "pins" => map_private(&open().unwrap()),
+        "storm" => storm(&open().unwrap()),
+        "traced" => {
+            let file = open().unwrap();
+            println!("ready");
+            std::io::stdout().flush().unwrap();
+            std::io::stdin().read_line(&mut String::new()).unwrap();
+            let error = fault_queue(&file).err().unwrap();
+            assert_eq!(ioas_alloc(&file), Ok(1));
+            println!("answer {error:?}");
+        }
+        "busy" => loop {
+            let files: Vec<_> = (0..10).map(|_| open().unwrap()).collect();
+            for file in &files {
+                let _ = ioas_alloc(file);
+                let _ = fault_queue(file).map(|(_, queue)| std::mem::forget(queue));
+            }
+        },
+        other => panic!("no such caller: {other}"),
+    }
+}
+
+fn storm(file: &File) {
+    extern "C" fn nothing(_: libc::c_int) {}
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler does nothing.
+    unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..25 {
+                        // A signal may make the call restart before it began, never run twice.
+                        let (id, queue) = fault_queue(file).unwrap();
+                        drop(queue);
+                        destroy(file, id).unwrap();
+                    }
+                })
+            })
+            .collect();
+        let done = &done;
+        scope.spawn(move || {
+            let own = SigSet::from(Signal::SIGUSR1);
+            own.thread_block().unwrap();
+            while !done.load(Ordering::Relaxed) {
+                let _ = nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGUSR1);
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    assert!(fds < 20, "{fds} descriptors are left");
+}
