@@ -62,6 +62,16 @@ impl Config {
         if bits >= 64 { u64::MAX } else { (1 << bits) - 1 }
     }
 
+    /// The translated part of one IOVA, of which the bits of `mask` are translated; `None` if the others
+    /// are not as they have to be. The short way of [`Self::range`].
+    #[inline]
+    pub(crate) fn translated<F: Format>(mask: u64, iova: u64) -> Option<u64> {
+        // The upper half of the canonical addresses lies below the lower one when both are moved up by a
+        // half.
+        let from = if F::SIGN_EXTENDED { iova.wrapping_add((mask >> 1) + 1) } else { iova };
+        (from <= mask).then_some(iova & mask)
+    }
+
     /// Checks `len` bytes at `iova` and returns their first and last translated address.
     #[inline]
     pub(crate) fn range<F: Format>(&self, iova: u64, len: u64) -> Result<(u64, u64), Error> {
@@ -82,4 +92,32 @@ impl Config {
         }
         Ok((iova & mask, last & mask))
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::for_each_format;
+
+    /// The short question about one IOVA is answered as the long one, at every border there is.
+    fn one_is_a_short_range<F: Format>(config: Config) {
+        let mask = Config::low(config.iova_bits);
+        for bit in 0..64 {
+            for iova in [1u64 << bit, (1 << bit) - 1, !(1 << bit), (1u64 << bit).wrapping_neg()] {
+                let range = config.range::<F>(iova, 1).ok().map(|(first, _)| first);
+                assert_eq!(Config::translated::<F>(mask, iova), range, "{iova:#x}");
+            }
+        }
+    }
+
+    macro_rules! rows {
+        ($($name:ident: $format:ty, $config:expr;)*) => {
+            #[test]
+            fn one_iova() {
+                $(one_is_a_short_range::<$format>($config);)*
+            }
+        };
+    }
+
+    for_each_format!(rows);
 }

@@ -57,39 +57,85 @@ impl Field {
     }
 }
 
-/// One value of a field and what it permits, as decoding wants it: without a search.
-#[derive(Clone, Copy)]
-struct Row {
-    mask: u64,
-    value: u64,
-    prot: Prot,
+/// log2 of the most values that the permission fields of a format have together.
+const DECODED_LG2: u32 = 10;
+
+/// How permissions are read from a leaf: the bits of all fields, pushed together, are an index into a table.
+/// They lie in two groups (or one), with the widest gap between them left out.
+struct Decoder {
+    /// Where the groups begin, and the bits of each from there on.
+    shifts: [u32; 2],
+    masks: [u64; 2],
+    /// Bits of the lower group.
+    width: u32,
+    prots: [u8; 1 << DECODED_LG2],
 }
 
-/// The most rows that a format's fields make.
-const ROWS: usize = 16;
+impl Decoder {
+    const fn new(fields: &[Field]) -> Self {
+        let (mut all, mut field) = (0, 0);
+        while field < fields.len() {
+            all |= fields[field].mask;
+            field += 1;
+        }
+        let (mut best, mut at) = (Self::groups(all, 0), 1);
+        while at < 64 {
+            let groups = Self::groups(all, at);
+            if groups.0 + groups.1 < best.0 + best.1 {
+                best = groups;
+            }
+            at += 1;
+        }
+        let (low, high, shifts) = best;
+        assert!(low + high <= DECODED_LG2, "the permission fields lie too far apart");
+        let masks = [Config::low(low), Config::low(high)];
+        let mut decoder = Self { shifts, masks, width: low, prots: [0; 1 << DECODED_LG2] };
+        let mut index = 0;
+        while index < 1 << (low + high) {
+            let low = (index as u64 & masks[0]) << shifts[0];
+            let entry = low | (index as u64 >> decoder.width) << shifts[1];
+            decoder.prots[index] = decode(fields, entry);
+            index += 1;
+        }
+        decoder
+    }
 
-/// What each value of each field adds to the permissions, and how many rows that are.
-const fn decodings(fields: &[Field]) -> ([Row; ROWS], usize) {
-    let mut rows = [Row { mask: 0, value: 0, prot: Prot::empty() }; ROWS];
-    let (mut count, mut field) = (0, 0);
+    /// The widths of the bits of `all` below and from bit `at` on, and where each group begins.
+    const fn groups(all: u64, at: u32) -> (u32, u32, [u32; 2]) {
+        let (low, high) = (all & Config::low(at), all & !Config::low(at));
+        let (first, second) = (low.trailing_zeros() % 64, high.trailing_zeros() % 64);
+        let widths = [64 - (low >> first).leading_zeros(), 64 - (high >> second).leading_zeros()];
+        (widths[0], widths[1], [first, second])
+    }
+
+    #[inline(always)]
+    fn prot(&self, entry: u64) -> Prot {
+        let low = entry >> self.shifts[0] & self.masks[0];
+        let high = entry >> self.shifts[1] & self.masks[1];
+        let index = (low | high << self.width) as usize & ((1 << DECODED_LG2) - 1);
+        Prot::from_bits_retain(u32::from(self.prots[index]))
+    }
+}
+
+/// What a leaf with these bits permits.
+const fn decode(fields: &[Field], entry: u64) -> u8 {
+    const { assert!(PROTS <= 1 << u8::BITS) };
+    let (mut prot, mut field) = (0, 0);
     while field < fields.len() {
         let Field { care, mask, values } = fields[field];
-        if values.is_empty() {
-            rows[count] = Row { mask, value: mask, prot: care };
-            count += 1;
+        if values.is_empty() && entry & mask == mask {
+            prot |= care.bits();
         }
         let mut value = 0;
         while value < values.len() {
-            let (prot, value_in_place) = values[value];
-            if !prot.is_empty() {
-                rows[count] = Row { mask, value: value_in_place, prot };
-                count += 1;
+            if entry & mask == values[value].1 {
+                prot |= values[value].0.bits();
             }
             value += 1;
         }
         field += 1;
     }
-    (rows, count)
+    prot as u8
 }
 
 /// Combinations of permissions that there are.
@@ -322,14 +368,7 @@ pub trait Format: Send + Sync + 'static {
     /// What a leaf permits.
     #[inline]
     fn prot(entry: u64) -> Prot {
-        let (rows, count) = const { &decodings(Self::FIELDS) };
-        let mut prot = Prot::empty();
-        for row in &rows[..*count] {
-            if entry & row.mask == row.value {
-                prot |= row.prot;
-            }
-        }
-        prot
+        const { &Decoder::new(Self::FIELDS) }.prot(entry)
     }
 
     /// The bits of a leaf that [`Self::attrs`] and the hardware wrote, apart from address and size.

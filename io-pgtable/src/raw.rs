@@ -99,7 +99,15 @@ impl<'m> Tab<'m> {
     #[inline]
     pub(crate) unsafe fn init(self, range: Range<usize>, entry: u64) {
         // SAFETY: passed through.
-        for word in unsafe { self.cells(range) } {
+        let cells = unsafe { self.cells(range) };
+        if entry == 0 {
+            let first: *mut Cell<u64> = cells.as_ptr().cast_mut();
+            // SAFETY: cells may be written through a shared reference on this thread, and zeroes are a
+            // word.
+            unsafe { first.write_bytes(0, cells.len()) };
+            return;
+        }
+        for word in cells {
             word.set(entry);
         }
     }

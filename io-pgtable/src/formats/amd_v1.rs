@@ -1,18 +1,22 @@
 //! AMD I/O page tables, "v1" (host translation).
 //!
 //! Source: AMD I/O Virtualization Technology (IOMMU) Specification, 48882, section 2.2.3 "I/O Page
-//! Tables for Host Translations". One to six levels; the top may be raised while in use, because the
-//! device table entry's Mode field counts the levels. A page may have any power-of-two size: the
-//! default size of a level, or, with a Next Level of 7, a size spelt in the address field and repeated
-//! over all the entries that it covers.
+//! Tables for Host Translations". (Its text could not be had to check the fields once more. The section,
+//! PR, D, Next Level, the address, FC, IR and IW are as Linux's driver cites and defines them, and all
+//! but D, which nothing set, are in the entries that Linux wrote for QEMU's AMD IOMMU, the sizes of Next
+//! Level 7 among them. A, and what makes hardware set A and D, are from memory.)
+//!
+//! One to six levels; the top may be raised while in use, because the device table entry's Mode field
+//! counts the levels. A page may have any power-of-two size: the default size of a level, or, with a
+//! Next Level of 7, a size spelt in the address field and repeated over all the entries that it covers.
 
 use crate::{Config, Dirty, Field, Format, Kind, Prot};
 
-/// PR, bit 0: the entry is present (section 2.2.3, figures "I/O Page Table Entry").
+/// PR, bit 0: the entry is present (section 2.2.3).
 const PR: u64 = 1 << 0;
-/// A, bit 5: accessed, set by hardware with host access support (section 2.2.7.2).
+/// A, bit 5: accessed, set by hardware where the device table entry's HAD field tells it to.
 const A: u64 = 1 << 5;
-/// D, bit 6: dirty, set by hardware with host dirty support (section 2.2.7.3).
+/// D, bit 6: dirty, set by hardware likewise.
 const D: u64 = 1 << 6;
 /// Next Level, bits 11:9 (section 2.2.3): 0 a page of the level's size, 7 one of the size in the
 /// address, else the level of the table pointed at.

@@ -1,11 +1,15 @@
 //! Arm 64-bit tables (VMSAv8-64, "LPAE"), stage 1 and stage 2.
 //!
 //! Source: Arm Architecture Reference Manual, DDI 0487, section D8.3 "Translation table descriptor
-//! formats" (D8.3.1 the formats and addresses, D8.3.2 attribute fields), D8.4 permissions, D8.5
-//! hardware management of the Access flag and dirty state, D8.7.1 the Contiguous bit; the SMMUv3
-//! (IHI 0070, section 3.4) walks the same tables. Granules of 4, 16 and 64 KiB; output addresses of
-//! 48 or 52 bits (FEAT_LPA, FEAT_LPA2). The manual counts levels from the top: 3 is the lowest, and
-//! with 52 bits of 4 KiB granules the first is -1.
+//! formats" (D8.3.1.1 tables, D8.3.1.2 blocks and pages, with their attribute fields), D8.4 "Memory
+//! access control", D8.5 "Hardware updates to the translation tables", D8.6 "Memory region
+//! attributes", D8.7.1 "The Contiguous bit"; the SMMUv3 (IHI 0070) walks the same tables. Granules of
+//! 4, 16 and 64 KiB; output addresses of 48 or 52 bits (FEAT_LPA, FEAT_LPA2). The manual counts levels
+//! from the top: 3 is the lowest, and with 52 bits of 4 KiB granules the first is -1.
+//!
+//! Every field was checked against the text of these sections (D8-48 to D8-53, D8-96 and D8-104 are
+//! the tables that say most). Permissions are the manual's Direct ones; in stage 2, memory types are
+//! those of HCR_EL2.FWB clear. What is RES0 is not looked at.
 
 use crate::{Config, Dirty, Field, Format, Kind, Prot};
 
@@ -13,34 +17,35 @@ use crate::{Config, Dirty, Field, Format, Kind, Prot};
 const VALID: u64 = 1 << 0;
 /// Bit 1: a table above level 3, a page at level 3; clear: a block (D8.3.1).
 const TABLE_OR_PAGE: u64 = 1 << 1;
-/// AttrIndx\[2:0\], bits 4:2 of stage 1 (D8.3.2): an index of MAIR. The numbers are Linux's SMMU drivers':
+/// AttrIndx\[2:0\], bits 4:2 of stage 1 (D8.3.1.2): an index of MAIR. The numbers are Linux's SMMU drivers':
 /// 0 Normal Non-cacheable, 1 Normal Write-Back, 2 Device-nGnRE.
 const ATTR_SHIFT: u32 = 2;
 /// MemAttr\[3:0\], bits 5:2 of stage 2: 0b1111 Normal Write-Back, 0b0101 Normal Non-cacheable, 0b0001
-/// Device-nGnRE (D8.6.5 "Stage 2 memory region type and Cacheability attributes").
+/// Device-nGnRE (D8.6.5 "Stage 2 memory type and Cacheability attributes when FWB is disabled").
 const MEM_ATTR_SHIFT: u32 = 2;
-/// AP\[1\], bit 6 of stage 1: accesses without privilege (D8.4).
+/// AP\[1\], bit 6 of stage 1: accesses without privilege (D8.4.1).
 const AP_1: u64 = 1 << 6;
-/// AP\[2\], bit 7 of stage 1: read-only (D8.4); with DBM, not written yet (D8.5).
+/// AP\[2\], bit 7 of stage 1: read-only (D8.4.1); with DBM, not written yet (D8.5).
 const AP_2: u64 = 1 << 7;
-/// S2AP\[0\], bit 6 of stage 2: read permission (D8.4).
+/// S2AP\[0\], bit 6 of stage 2: read permission (D8.4.2).
 const S2AP_0: u64 = 1 << 6;
-/// S2AP\[1\], bit 7 of stage 2: write permission (D8.4); with DBM, written already (D8.5).
+/// S2AP\[1\], bit 7 of stage 2: write permission (D8.4.2); with DBM, written already (D8.5).
 const S2AP_1: u64 = 1 << 7;
-/// SH\[1:0\], bits 9:8: Inner Shareable (D8.3.2). With 52 bits of 4 or 16 KiB granules, TCR has it instead.
+/// SH\[1:0\], bits 9:8: Inner Shareable (D8.3.1.2). With 52 bits of 4 or 16 KiB granules, TCR has it
+/// instead (D8.6.7).
 const SH_INNER: u64 = 3 << 8;
 /// AF, bit 10: Access flag (D8.5).
 const AF: u64 = 1 << 10;
-/// nG, bit 11 of stage 1: the translation belongs to one ASID (D8.3.2).
+/// nG, bit 11 of stage 1: the translation belongs to one ASID (D8.3.1.2).
 const NG: u64 = 1 << 11;
 /// DBM, bit 51: hardware turns a write to the page into a change of AP\[2\] or S2AP\[1\] (D8.5).
 const DBM: u64 = 1 << 51;
 /// Contiguous, bit 52: one of a group of entries that map one larger page (D8.7.1).
 const CONTIGUOUS: u64 = 1 << 52;
-/// PXN, bit 53, and UXN, bit 54, of stage 1: no execution (D8.4).
+/// PXN, bit 53, and UXN, bit 54, of stage 1: no execution (D8.4.1).
 const PXN: u64 = 1 << 53;
 const UXN: u64 = 1 << 54;
-/// XN\[1:0\], bits 54:53 of stage 2: 0b10 is no execution (D8.4).
+/// XN\[1:0\], bits 54:53 of stage 2: 0b10 is no execution, with and without FEAT_XNX (D8.4.2).
 const S2_XN: u64 = 3 << 53;
 const S2_XN_NEVER: u64 = 2 << 53;
 
@@ -93,7 +98,7 @@ impl<const STAGE: u8, const GRANULE: u32, const OA: u32> Lpae<STAGE, GRANULE, OA
         }
     }
 
-    /// The page sizes (D8.2, table "Translation granule sizes" and those of block descriptors).
+    /// The page sizes: a page, the blocks that there are (D8.3.1.2), and their contiguous groups.
     const fn sizes() -> u64 {
         let blocks = match (GRANULE, OA) {
             (12, 48) => 3,

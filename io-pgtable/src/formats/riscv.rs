@@ -1,11 +1,12 @@
 //! RISC-V Sv39, Sv48 and Sv57 tables.
 //!
 //! Source: The RISC-V Instruction Set Manual, volume II (privileged), chapter "Supervisor-Level ISA":
-//! sections "Sv39", "Sv48", "Sv57", and the extensions Svnapot (64 KiB pages), Svpbmt (memory types)
-//! and Svadu (hardware updates A and D); the RISC-V IOMMU specification takes them over as they are.
-//! The three schemes differ in their number of levels only. IOVAs are sign-extended. The fields of an
-//! entry are in section "Sv32", "Addressing and Memory Protection", which the others refer to, but for
-//! what is noted.
+//! sections "Sv39", "Sv48", "Sv57", and the chapters on the extensions Svnapot (64 KiB pages), Svpbmt
+//! (memory types) and Svadu (hardware updates A and D); the RISC-V IOMMU specification takes them over
+//! as they are. The three schemes differ in their number of levels only. IOVAs are sign-extended. The
+//! fields of an entry are in section "Sv32", "Addressing and Memory Protection", which the others refer
+//! to, but for what is noted. Every field was checked against the manual's own source, and all that it
+//! reserves is refused, as "Virtual Address Translation Process", steps 3 and 6, has it.
 
 use crate::{Config, Dirty, Field, Format, Kind, Prot};
 
@@ -24,14 +25,21 @@ const A: u64 = 1 << 6;
 const D: u64 = 1 << 7;
 /// PPN, bits 53:10: physical address shifted right by 12 (section "Sv39").
 const PPN: u64 = 0x003f_ffff_ffff_fc00;
-/// PBMT, bits 62:61 (Svpbmt): 1 non-cacheable, 2 strongly ordered I/O.
+const PPN_SHIFT: u32 = 10;
+/// Bits 60:54, reserved (section "Sv39").
+const RESERVED: u64 = 0x7f << 54;
+/// PBMT, bits 62:61 (Svpbmt): 1 non-cacheable, 2 strongly ordered I/O, 3 reserved.
 const PBMT_SHIFT: u32 = 61;
+const PBMT: u64 = 3 << PBMT_SHIFT;
 /// N, bit 63 (Svnapot): the page is larger than its entry, as its lowest PPN bits spell.
 const N: u64 = 1 << 63;
 /// The only size of Svnapot so far: 64 KiB, which PPN bits 3:0 spell as 1000.
 const NAPOT_LG2: u32 = 16;
 const NAPOT_SPELT: u64 = 0x8 << 10;
 const NAPOT_BITS: u64 = 0xf << 10;
+
+/// What is reserved where an entry points at a table: U, A and D (section "Sv32"), N and PBMT.
+const RESERVED_IN_TABLE: u64 = U | A | D | RESERVED | PBMT | N;
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 const RX: Prot = Prot::READ.union(Prot::EXECUTE);
@@ -82,7 +90,7 @@ impl Format for RiscV {
         },
         Field {
             care: Prot::NONCACHED.union(Prot::DEVICE),
-            mask: 3 << PBMT_SHIFT,
+            mask: PBMT,
             values: &[
                 (Prot::empty(), 0),
                 (Prot::NONCACHED, 1 << PBMT_SHIFT),
@@ -104,11 +112,19 @@ impl Format for RiscV {
 
     #[inline]
     fn kind(level: u8, entry: u64) -> Kind {
+        let misaligned = entry >> PPN_SHIFT & Config::low(Self::INDEX_LG2 * u32::from(level)) != 0;
+        let no_napot = entry & N != 0 && (level > 0 || entry & NAPOT_BITS != NAPOT_SPELT);
         if entry & V == 0 {
             Kind::Absent
-        } else if entry & (R | W | X) == 0 {
-            if level > 0 { Kind::Table } else { Kind::Reserved }
-        } else if entry & N != 0 && (level > 0 || entry & NAPOT_BITS != NAPOT_SPELT) {
+        } else if Self::is_table(level, entry) {
+            Kind::Table
+        } else if entry & (R | X) == 0
+            || entry & (R | W) == W
+            || entry & RESERVED != 0
+            || entry & PBMT == PBMT
+            || misaligned
+            || no_napot
+        {
             Kind::Reserved
         } else {
             Kind::Leaf
@@ -117,7 +133,7 @@ impl Format for RiscV {
 
     #[inline]
     fn is_table(level: u8, entry: u64) -> bool {
-        entry & (V | R | W | X) == V && level > 0
+        entry & (V | R | W | X | RESERVED_IN_TABLE) == V && level > 0
     }
 
     #[inline]

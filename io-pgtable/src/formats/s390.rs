@@ -2,9 +2,13 @@
 //!
 //! Source: z/Architecture Principles of Operation, SA22-7832, chapter 3, "Dynamic Address
 //! Translation", sections "Region-Table Entries", "Segment-Table Entries" and "Page-Table Entries"; a
-//! PCI function's DMA is translated through the same tables. The manual numbers bits from the left;
-//! below, they are counted as everywhere else, with the manual's in parentheses. An entry is invalid by
-//! a bit that is *set*, so empty tables are not zeroes. DMA has 4 KiB pages only.
+//! PCI function's DMA is translated through the same tables. (The manual's text could not be had to
+//! check the citations once more. I and P of a page are as IBM's documentation of z/VM's control
+//! blocks has them, and every bit is as in Linux's header of these tables, `asm/pci_dma.h`.)
+//!
+//! The manual numbers bits from the left; below, they are counted as everywhere else, with the manual's
+//! in parentheses. An entry is invalid by a bit that is *set*, so empty tables are not zeroes. DMA has
+//! 4 KiB pages only.
 
 use crate::{Config, Dirty, Field, Format, Kind, Prot};
 

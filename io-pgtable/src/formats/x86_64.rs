@@ -1,29 +1,36 @@
 //! x86-64 tables: VT-d first stage and AMD v2.
 //!
-//! Sources: Intel Virtualization Technology for Directed I/O, revision 4.1, section 9.7 "First-Stage
-//! Paging Entries", and AMD 48882 section 2.2.6 "Guest Page Tables", which both take over the
-//! processor's own: Intel SDM volume 3, section 5.5 "4-Level Paging and 5-Level Paging". IOVAs are
-//! canonical. Sections at the fields are the SDM's, volume 3.
+//! Sources: Intel Virtualization Technology for Directed I/O (D51397), revision 5.10, section 9.7
+//! "First-Stage Paging Entries", tables 34 to 40, and AMD 48882 section 2.2.6 "I/O Page Tables for Guest
+//! Translations", which both take over the processor's own: Intel SDM volume 3, chapter "Paging",
+//! section "4-Level Paging and 5-Level Paging" (5.5 since 2023, 4.5 before). Sections at the fields are
+//! VT-d's. Every field was checked against that text; AMD's own could not be had, and its section's
+//! name is the one that Linux cites.
+//!
+//! IOVAs are canonical (section 3.6), so that both halves can be mapped, as processors have them. VT-d
+//! tells software to keep to the lower half.
 
 use crate::{Config, Dirty, Field, Format, Prot};
 
-/// P, bit 0: present (5.5.4).
+/// P, bit 0: present (9.7).
 const P: u64 = 1 << 0;
-/// R/W, bit 1: writes are allowed (5.6).
+/// R/W, bit 1: writes are allowed (3.6.1).
 const RW: u64 = 1 << 1;
-/// U/S, bit 2: requests without supervisor privilege are allowed (5.6).
+/// U/S, bit 2: requests without supervisor privilege are allowed (3.6.1).
 const US: u64 = 1 << 2;
-/// PWT, bit 3, and PCD, bit 4: they choose the memory type (5.9.2); PAT entry 2 (uncached minus) and 3
-/// (uncached) in the PAT's reset state (SDM volume 3, section 13.12.4).
+/// PWT, bit 3, and PCD, bit 4: they choose the memory type (3.11.1), for devices that share the
+/// processors' coherence; PAT entry 2 (uncached minus) and 3 (uncached) in the PAT's reset state (SDM
+/// volume 3, section "Programming the PAT").
 const PWT: u64 = 1 << 3;
 const PCD: u64 = 1 << 4;
-/// A, bit 5: accessed (5.8).
+/// A, bit 5: accessed (3.6.2).
 const A: u64 = 1 << 5;
-/// D, bit 6: dirty (5.8).
+/// D, bit 6: dirty (3.6.2).
 const D: u64 = 1 << 6;
-/// PS, bit 7: a page of the level's size (5.5.4).
+/// PS, bit 7: a page of the level's size (9.7, tables 36 and 38).
 const PS: u64 = 1 << 7;
-/// XD, bit 63: no instruction fetches (5.6). AMD calls it NX.
+/// XD, bit 63: no instruction fetches (SDM volume 3, "Access Rights" of the chapter "Paging"). AMD calls
+/// it NX; VT-d ignores it since it has no requests to execute any more.
 const XD: u64 = 1 << 63;
 
 /// x86-64 first stage.
@@ -39,7 +46,7 @@ impl Format for X86_64 {
     /// Tables permit everything, and are marked as accessed, so that no walk has to.
     const TABLE: u64 = P | RW | US | A;
     const LARGE: u64 = PS;
-    /// The address, bits 51:12 (5.5.4).
+    /// ADDR, bits 51:12 (9.7).
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     const FIELDS: &'static [Field] = &[
         // What is present can be read.

@@ -65,6 +65,8 @@ struct Shared<F, M: Memory> {
     sizes: u64,
     /// The last physical address that a leaf may hold.
     last_pa: u64,
+    /// The bits of an IOVA that are translated.
+    iovas: u64,
     /// Physical address and size of the top table and number of levels, in one word so that they change
     /// together; 0 once the table is gone.
     top: AtomicU64,
@@ -216,7 +218,8 @@ impl<F: Format, M: Memory> Table<F, M> {
         let top = AtomicU64::new(0);
         let (sizes, last_pa) = (config.sizes::<F>(), Config::low(config.oa_bits));
         let format = PhantomData;
-        let shared = Shared { memory, config, sizes, last_pa, top, epochs, orphans, format };
+        let iovas = Config::low(config.iova_bits);
+        let shared = Shared { memory, config, sizes, last_pa, iovas, top, epochs, orphans, format };
         let (level, lg2) = (config.levels - 1, config.room_lg2::<F>(config.levels));
         let (pa, tab) = shared.alloc(lg2)?;
         // SAFETY: the page was just allocated and nothing points at it.

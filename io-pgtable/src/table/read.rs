@@ -98,18 +98,18 @@ pub(super) struct Found<'a> {
 impl<F: Format, M: Memory> Shared<F, M> {
     /// Walks to the entry that ends the way of `iova`, an address without sign extension. `None` when
     /// the top does not reach so far (or there is none any more).
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, iova: u64) -> Result<Option<Found<'_>>, Error> {
         let Some((level, tab)) = self.top() else { return Ok(None) };
-        // What is wider than the table's IOVAs was refused, so that this is about a dynamic top.
-        if iova >> F::shift(level) >> tab.lg2() != 0 {
+        // What is wider than the table's IOVAs was refused, and others' tops reach as far as those.
+        if F::DYNAMIC_TOP && iova >> F::shift(level) >> tab.lg2() != 0 {
             return Ok(None);
         }
         self.find_from(level, tab, iova).map(Some)
     }
 
     /// The rest of a walk, from `tab` on.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find_from<'a>(
         &'a self,
         level: u8,
@@ -180,9 +180,11 @@ impl<F: Format, M: Memory> Shared<F, M> {
         Err(Error::Malformed { iova: first, entry })
     }
 
-    #[inline]
+    #[inline(always)]
     fn leaf(&self, iova: u64) -> Result<(Found<'_>, Translation), Error> {
-        let (at, _) = self.config.range::<F>(iova, 1)?;
+        let Some(at) = Config::translated::<F>(self.iovas, iova) else {
+            return Err(Error::OutOfRange { iova, len: 1 });
+        };
         let Some(found) = self.find(at)? else { return Err(Error::NotMapped { iova }) };
         match found.kind {
             Kind::Leaf => {
@@ -281,11 +283,13 @@ impl<F: Format, M: Memory> Shared<F, M> {
     ) -> Result<(), Error> {
         let shift = F::shift(level);
         for index in tab.index(first, shift)..=tab.index(last, shift) {
-            let iova = super::entry_iova(tab, shift, first, index);
-            let step = Step::new::<F>(level, index, iova, tab.load(index));
-            if step.kind != Kind::Absent {
-                f(&step);
+            let entry = tab.load(index);
+            if F::kind(level, entry) == Kind::Absent {
+                continue;
             }
+            let iova = super::entry_iova(tab, shift, first, index);
+            let step = Step::new::<F>(level, index, iova, entry);
+            f(&step);
             if step.kind == Kind::Table && level > 0 {
                 let child = self.child(level, step.entry, iova)?;
                 let range = (first.max(iova), last.min(iova | Config::low(shift)));

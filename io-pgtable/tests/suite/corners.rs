@@ -132,7 +132,7 @@ pub(crate) fn the_table_nearby_goes_away<F: Format>(config: Config) {
         assert!(table.walk(iova).unwrap().steps.last().unwrap().kind == Kind::Leaf);
     };
     let mut table = Table::<F, _>::new(&heap, config).unwrap();
-    for round in 0..2 {
+    for round in 0..if cfg!(miri) { 1 } else { 2 } {
         // Unmap takes the table with its last page.
         page(&mut table, region, 0);
         page(&mut table, region + small, 5 * small);
@@ -158,9 +158,9 @@ pub(crate) fn the_table_nearby_goes_away<F: Format>(config: Config) {
             assert_eq!(table.unmap(region, region), Ok(region));
         }
         // And a map that fails takes what it made.
-        let last = 2 * region - small;
+        let last = if cfg!(miri) { region + small } else { 2 * region - small };
         page(&mut table, last, 0);
-        let result = table.map(region - small, 0, region + small, RW, small);
+        let result = table.map(region - small, 0, last - (region - small) + small, RW, small);
         assert_eq!(result, Err(Error::Exists { iova: last }));
         assert_eq!(table.unmap(last, small), Ok(small));
         page(&mut table, region, round * small);

@@ -44,8 +44,11 @@ pub(crate) fn translate_while_mapping<F: Format>(config: Config) {
         let _stop = Finally(&stop);
         for round in 0..ROUNDS {
             let sizes = if round % 2 == 0 { small } else { u64::MAX };
-            table.map(0, 4 * span, 2 * span, RW, sizes).unwrap();
-            assert_eq!(table.unmap(0, 2 * span), Ok(2 * span));
+            // Miri gets a few pages on both sides of the border between two tables.
+            let len = if cfg!(miri) { 8 * small } else { 2 * span };
+            let first = span - len / 2;
+            table.map(first, 4 * span + first, len, RW, sizes).unwrap();
+            assert_eq!(table.unmap(0, 2 * span), Ok(len));
         }
     });
     assert_eq!(table.reclaim(), 0, "no reader is left inside");
