@@ -50,6 +50,11 @@ fn lowest_sizes<F: Format>(config: &Config) -> Vec<u32> {
     (0..64).filter(|lg2| sizes >> lg2 & 1 != 0).collect()
 }
 
+/// Whether Miri would take minutes to look at all words of a table.
+fn too_large_for_miri<F: Format>() -> bool {
+    cfg!(miri) && F::INDEX_LG2 > 9
+}
+
 /// A table with one page at the start of the table of level 0 that the region is.
 fn started<F: Format, M: Memory>(memory: M, config: Config, region: u64) -> Table<F, M> {
     let mut table = Table::<F, M>::new(memory, config).unwrap();
@@ -62,6 +67,9 @@ fn started<F: Format, M: Memory>(memory: M, config: Config, region: u64) -> Tabl
 fn few_pages_are_undone<F: Format>(config: Config) {
     let shift = F::shift(0);
     let (page, region) = (1u64 << shift, 1u64 << F::shift(1));
+    if too_large_for_miri::<F>() {
+        return;
+    }
     let Some(&largest) = lowest_sizes::<F>(&config).last() else { return };
     // Small pages, some of each larger size that begins here, and small ones again.
     let most = (2u64 << (largest - shift)).min(1 << F::index_lg2(0) >> 1).clamp(40, 64);
@@ -97,6 +105,9 @@ fn few_pages_are_undone<F: Format>(config: Config) {
 /// A map over several tables and of every size fails at each of its allocations, and where it meets a
 /// page, and changes no word.
 fn failures_change_no_word<F: Format>(config: Config) {
+    if too_large_for_miri::<F>() {
+        return;
+    }
     let memory = Failing::new(Heap::new());
     let page = 1u64 << F::shift(0);
     // The last table of level 0 of its table of level 1: the next one needs a new one of both.
@@ -140,7 +151,11 @@ fn all_ways_write_the_same<F: Format>(config: Config) {
     let len = prop_oneof![3 => 1..=(entries / 8).min(40), 1 => 1..=entries + 3];
     let to = prop_oneof![Just(None), (0..2 * entries).prop_map(Some)];
     let strategy = (0..entries, len, to, any::<bool>(), any::<u64>(), any::<bool>());
-    let cases = if cfg!(miri) { 3 } else { 64 };
+    let cases = match (cfg!(miri), too_large_for_miri::<F>()) {
+        (_, true) => 1,
+        (true, _) => 2,
+        _ => 64,
+    };
     let settings = RunnerConfig { cases, failure_persistence: None, ..RunnerConfig::default() };
     TestRunner::new_with_rng(settings, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
         .run(&strategy, |(at, pages, to, write, sizes, all)| {

@@ -24,6 +24,11 @@ pub(crate) fn sizes<F: Format>(config: &Config) -> Vec<u32> {
     sizes
 }
 
+/// Whether tables are small enough for what goes over all of their entries: all but under Miri.
+pub(crate) fn whole_tables<F: Format>() -> bool {
+    !cfg!(miri) || F::INDEX_LG2 <= 9
+}
+
 /// The last IOVA that a table can translate.
 pub(crate) fn last_iova<F: Format>(config: &Config) -> u64 {
     if F::SIGN_EXTENDED { u64::MAX } else { u64::MAX >> (64 - config.iova_bits) }
