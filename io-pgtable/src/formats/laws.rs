@@ -2,7 +2,7 @@
 //!
 //! Each law is a function of plain numbers. The tests below try them densely: every page size, every
 //! combination of permissions, every address bit alone, missing, and with every other. Where Kani can
-//! be had (`cargo kani -p io-pgtable`), it proves the same laws for all numbers.
+//! be had (`ci/kani`), it proves the same laws for all numbers.
 
 use crate::{Config, Format, Kind, Prot};
 
@@ -122,42 +122,105 @@ mod tests {
     crate::for_each_format!(rows);
 }
 
-#[cfg(kani)]
+/// The proofs. Under `cargo test` they are compiled, too, and tried with numbers by chance.
 mod proofs {
     use super::*;
+    #[cfg(not(kani))]
+    use chance as kani;
 
     macro_rules! rows {
         ($($name:ident: $format:ty, $config:expr;)*) => {$(
             mod $name {
                 use super::*;
 
-                #[kani::proof]
-                #[kani::unwind(65)]
+                #[cfg_attr(kani, kani::proof, kani::unwind(65))]
                 fn leaves() {
-                    let lg2: u32 = kani::any();
-                    kani::assume(lg2 < 64);
                     let config: Config = $config;
-                    kani::assume(<$format>::page_sizes(&config) & config.page_sizes & 1 << lg2 != 0);
+                    let sizes = <$format>::page_sizes(&config) & config.page_sizes;
+                    let lg2 = kani::any_where(|&lg2: &u32| lg2 < 64 && sizes >> lg2 & 1 != 0);
                     let prot = Prot::from_bits_truncate(kani::any());
                     leaf::<$format>(config, lg2, kani::any(), prot, kani::any());
                 }
 
-                #[kani::proof]
+                #[cfg_attr(kani, kani::proof)]
                 fn tables() {
-                    let level: u8 = kani::any();
-                    kani::assume(0 < level && level < <$format>::MAX_LEVELS);
+                    let level =
+                        kani::any_where(|&level: &u8| 0 < level && level < <$format>::MAX_LEVELS);
                     table::<$format>($config, level, kani::any());
                 }
 
-                #[kani::proof]
+                #[cfg_attr(kani, kani::proof)]
                 fn words() {
-                    let level: u8 = kani::any();
-                    kani::assume(level < <$format>::MAX_LEVELS);
+                    let level = kani::any_where(|&level: &u8| level < <$format>::MAX_LEVELS);
                     word::<$format>(level, kani::any(), kani::any());
+                }
+
+                #[cfg(not(kani))]
+                #[test]
+                #[cfg_attr(miri, ignore = "numbers only, and many")]
+                fn by_chance() {
+                    for _ in 0..2000 {
+                        leaves();
+                        tables();
+                        words();
+                    }
                 }
             }
         )*};
     }
 
     crate::for_each_format!(rows);
+
+    /// Stands for Kani where there is none: its functions, with a number for all of them.
+    #[cfg(not(kani))]
+    mod chance {
+        use std::cell::Cell;
+
+        std::thread_local!(static SEED: Cell<u64> = const { Cell::new(1) });
+
+        pub(super) trait Number {
+            fn from(bits: u64) -> Self;
+        }
+
+        macro_rules! numbers {
+            ($($type:ty, |$bits:ident| $from:expr;)*) => {$(
+                impl Number for $type {
+                    fn from($bits: u64) -> Self {
+                        $from
+                    }
+                }
+            )*};
+        }
+
+        numbers! {
+            u64, |bits| bits;
+            u32, |bits| bits as u32;
+            u8, |bits| bits as u8;
+            bool, |bits| bits & 1 != 0;
+        }
+
+        /// SplitMix64's next number.
+        fn next() -> u64 {
+            let seed = SEED.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+            SEED.set(seed);
+            let mixed = (seed ^ seed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^ mixed >> 31
+        }
+
+        /// Any number; small ones are as likely as large ones.
+        pub(super) fn any<T: Number>() -> T {
+            let bits = next();
+            T::from(bits >> (next() % 64))
+        }
+
+        pub(super) fn any_where<T: Number>(is: impl Fn(&T) -> bool) -> T {
+            loop {
+                let number = any();
+                if is(&number) {
+                    return number;
+                }
+            }
+        }
+    }
 }
