@@ -120,7 +120,7 @@ impl EngineFile for DmabufFile {
     }
 
     fn poll(&self) -> PollEvents {
-        PollEvents::IN | PollEvents::OUT | PollEvents::RDNORM | PollEvents::WRNORM
+        PollEvents::IN | PollEvents::OUT
     }
 
     fn watch(&self, _: Arc<dyn Wake>) {}

@@ -143,6 +143,6 @@ macro_rules! programs {
 }
 
 programs! {
-    access bits change_process dmabuf domain edges faults faults_wait fork hwpt ids ioas memfd memlock
+    access bits change_process dmabuf domain edges faults faults_wait fork found hwpt ids ioas memfd memlock
     memlock_mm mmap pasid pointers rlimit_mode sizes vfio viommu viommu2
 }

@@ -167,7 +167,8 @@ impl Ioas {
         start.map_or(0, |start| start.wrapping_add(offset))
     }
 
-    /// Copies at `iova`. `EINVAL` for no length, `EBUSY` for what is being unmapped, `EOVERFLOW`,
+    /// Copies at `iova`, memory of a process by its address as the process itself would: what is
+    /// pinned and was unmapped since is not there. `EINVAL` for no length, `EBUSY` for what is being unmapped, `EOVERFLOW`,
     /// `ENOENT` when something is not mapped (what comes before it was copied), `EPERM` against
     /// the area's rights, and what the copy answers.
     pub fn copy_at(&self, iova: u64, transfer: Transfer<'_>) -> Result<(), Errno> {
@@ -175,7 +176,8 @@ impl Ioas {
     }
 
     /// The same for whom memory that is not `of` its own mm (or any, without one) is reached by
-    /// way of pins: what cannot be pinned with the mapping's rights cannot be copied.
+    /// way of pins, if it is more than a page: what cannot be pinned with the mapping's rights cannot
+    /// be copied.
     pub fn copy_pinned_at(
         &self,
         iova: u64,
@@ -219,7 +221,10 @@ impl Ioas {
             if pinned {
                 pages.acquire(touched.clone())?;
             }
-            let copied = pages.copy(byte, transfer.part(at - iova, length));
+            let part = transfer.part(at - iova, length);
+            let by_address = !pinned && matches!(pages.source(), Source::Memory { .. });
+            let copied =
+                if by_address { pages.copy_by_address(byte, part) } else { pages.copy(byte, part) };
             if pinned {
                 pages.release(touched);
             }
@@ -245,11 +250,14 @@ impl Part<'_> {
         let first = self.area.at + (self.iovas.start() - self.start);
         let end = self.area.at + (self.iovas.end() - self.start) + 1;
         let aligned = first.is_multiple_of(PAGE_SIZE) && (is_last || end.is_multiple_of(PAGE_SIZE));
-        if self.area.leaving || !aligned || self.area.pages.dmabuf().is_some() {
+        if self.area.leaving || !aligned {
             return Err(Errno::EINVAL);
         }
         if !self.area.prot.contains(if write { Prot::WRITE } else { Prot::READ }) {
             return Err(Errno::EPERM);
+        }
+        if self.area.pages.dmabuf().is_some() {
+            return Err(Errno::EINVAL);
         }
         self.area.pages.acquire(self.pages())
     }

@@ -34,8 +34,12 @@ impl Ioas {
         let length = pieces.iter().try_fold(0_u64, |sum, piece| sum.checked_add(piece.length));
         let length = length.ok_or(Errno::EOVERFLOW)?;
         let mut state = self.lock();
-        // With the lock held, so that a revocation comes before (`ENODEV`) or finds the area.
-        pieces.iter().filter_map(|p| p.pages.dmabuf()).try_for_each(|d| d.import(self))?;
+        // With the lock held, so that a revocation comes before (`ENODEV`) or finds the area. What is
+        // a copy of an area that was revoked is empty, too.
+        for piece in &pieces {
+            let imported = piece.pages.dmabuf().map_or(Ok(()), |dmabuf| dmabuf.import(self));
+            imported.or_else(|error| if piece.copied { Ok(()) } else { Err(error) })?;
+        }
         let iova = match fixed {
             Some(iova) => state.check(iova, length)?,
             None => {
@@ -74,11 +78,11 @@ impl Ioas {
         let mut tries = 0;
         let mut state = self.lock();
         while let Some((start, area)) = state.first_in(range) {
-            if start < *range.start() || area.last > *range.end() {
-                return Err(Errno::ENOENT);
-            }
             if area.locks > 0 {
                 return Err(Errno::EBUSY);
+            }
+            if start < *range.start() || area.last > *range.end() {
+                return Err(Errno::ENOENT);
             }
             if area.accesses > 0 {
                 tries += 1;
@@ -186,7 +190,7 @@ impl State {
             hint => natural.min(1 << hint.trailing_zeros()),
         };
         let alignment = alignment.min(MOST_ALIGNMENT);
-        if alignment < self.alignment {
+        if alignment < self.alignment || !length.is_multiple_of(self.alignment) {
             return Err(Errno::EINVAL);
         }
         let wanted = Wanted { length, alignment, offset: hint % PAGE_SIZE };
@@ -258,7 +262,12 @@ impl State {
             return Ok(());
         }
         let pages = area.all_pages(start);
-        area.pages.acquire(pages.clone())?;
+        area.pages.acquire(pages.clone()).map_err(|error| {
+            // Linux maps what it has pinned before it charges for it, and no IOMMU maps without a
+            // right.
+            let rights = area.prot.intersects(Prot::READ | Prot::WRITE);
+            if error == Errno::ENOMEM && !rights { Errno::EINVAL } else { error }
+        })?;
         for (index, attached) in self.domains.iter().enumerate() {
             if let Err(error) = area.map(start, &*attached.domain, self.huge_pages) {
                 for mapped in &self.domains[..index] {

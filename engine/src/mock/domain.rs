@@ -22,10 +22,14 @@ use crate::{Errno, inject};
 pub struct MockDomain {
     table: Mutex<Table<MockV1, TableMemory>>,
     page_sizes: u64,
+    aperture: RangeInclusive<u64>,
     tracks_dirty: bool,
     tracking: AtomicBool,
     ports: Ports,
 }
+
+/// The last IOVA of a table of huge pages: all that its levels reach.
+const HUGE_APERTURE_LAST: u64 = (1 << 38) - 1;
 
 /// The end of `iotlb`: the user need not choose the page-table type.
 const DATA_LEAST: usize = 4;
@@ -56,12 +60,13 @@ impl MockDomain {
         inject::site("mock: domain")?;
         let table = Table::new(TableMemory::default(), config).map_err(|_| Errno::ENOMEM)?;
         // What it says and what its table can do are not the same: small pages are not offered.
-        let page_sizes = match table_type {
-            MOCK_IOMMUPT_HUGE => MOCK_HUGE_PAGE_SIZE | PAGE_SIZE,
-            _ => table.page_sizes(),
+        let (page_sizes, aperture) = match table_type {
+            MOCK_IOMMUPT_HUGE => (MOCK_HUGE_PAGE_SIZE | PAGE_SIZE, 0..=HUGE_APERTURE_LAST),
+            _ => (table.page_sizes(), MOCK_APERTURE_START..=MOCK_APERTURE_LAST),
         };
         Ok(Self {
             page_sizes,
+            aperture,
             table: Mutex::new(table),
             tracks_dirty: flags.contains(HwptFlags::DIRTY_TRACKING),
             tracking: AtomicBool::new(false),
@@ -95,7 +100,7 @@ fn table_prot(prot: Prot) -> TableProt {
 
 impl Domain for MockDomain {
     fn aperture(&self) -> RangeInclusive<u64> {
-        MOCK_APERTURE_START..=MOCK_APERTURE_LAST
+        self.aperture.clone()
     }
 
     fn page_sizes(&self) -> u64 {

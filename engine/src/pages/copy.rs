@@ -34,6 +34,12 @@ impl Transfer<'_> {
 }
 
 impl Pages {
+    /// Copies at byte `at` by way of the mm, whatever is pinned.
+    pub(crate) fn copy_by_address(&self, at: u64, transfer: Transfer<'_>) -> Result<(), Errno> {
+        inject::site("pages: copy")?;
+        self.copy_unpinned(at, transfer)
+    }
+
     /// Copies at byte `at`. Pinned pages are reached through their pin; others through the mm, or
     /// by pinning a file's for as long as it takes.
     pub(crate) fn copy(&self, at: u64, mut transfer: Transfer<'_>) -> Result<(), Errno> {

@@ -42,14 +42,15 @@ pub(super) fn pin(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), E
     if body.flags & MOCK_FLAGS_ACCESS_SYZ != 0 {
         body.iova = file.access()?.nth_area(body.iova);
     }
-    file.pins().pin((body.iova, body.length), write, |pages, id| {
+    let check = |pages: &PinnedPages| {
         // A fuzzer need not know what should be there.
-        if body.uptr != 0 && body.flags & MOCK_FLAGS_ACCESS_SYZ == 0 {
-            let first = body.uptr.wrapping_sub(body.iova % PAGE_SIZE);
-            same_pages(&*call.memory, first, pages)?;
+        if body.uptr == 0 || body.flags & MOCK_FLAGS_ACCESS_SYZ != 0 {
+            return Ok(());
         }
-        body.out_access_pages_id = id;
-        command.set_body(&body);
+        same_pages(&*call.memory, body.uptr.wrapping_sub(body.iova % PAGE_SIZE), pages)
+    };
+    file.pins().pin((body.iova, body.length), write, check, |id| {
+        command.set_body(&iommu_test_access_pages { out_access_pages_id: id, ..body });
         call.respond(command)
     })
 }

@@ -58,19 +58,22 @@ impl AccessOps for Ops {
 }
 
 impl Pins {
-    /// Pins a range and answers its id and what `check` makes of it. An error undoes it.
+    /// Pins a range, has `check` look at it and `tell` tell the caller its id. An error undoes it, but
+    /// for an id that could not be told, which is not used again.
     pub(super) fn pin(
         &mut self,
         (iova, length): (u64, u64),
         write: bool,
-        check: impl FnOnce(&PinnedPages, u32) -> Result<(), Errno>,
+        check: impl FnOnce(&PinnedPages) -> Result<(), Errno>,
+        tell: impl FnOnce(u32) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let access = self.access.upgrade().ok_or(Errno::EBADFD)?;
         inject::site("selftest: access pages")?;
         let pages = access.pin(iova, length, write)?;
+        check(&pages).inspect_err(|_| access.unpin(iova, length))?;
         let id = self.next_id;
-        check(&pages, id).inspect_err(|_| access.unpin(iova, length))?;
         self.next_id = id.wrapping_add(1);
+        tell(id).inspect_err(|_| access.unpin(iova, length))?;
         self.list.push(Pin { id, iova, length });
         Ok(())
     }

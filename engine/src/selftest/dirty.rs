@@ -7,15 +7,21 @@ use crate::call::Call;
 use crate::mock::MockDomain;
 use crate::{Errno, inject};
 
+/// The largest bitmap: 16 MiB of it.
+const MOST_BITS: u64 = 8 * (16 << 20);
+
 /// `IOMMU_TEST_OP_DIRTY`: each set bit of the user's bitmap stands for a page that a device writes.
 ///
 /// `EINVAL` for a range that is not made of pages or no bitmap, and while dirty tracking is off;
-/// `ENOENT` for no such HWPT; `EFAULT`.
+/// `EOVERFLOW` for more than [`MOST_BITS`] pages; `ENOENT` for no such HWPT; `EFAULT`.
 pub(super) fn mark(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), Errno> {
     let mut body: iommu_test_dirty = command.body();
     let whole = |value: u64| value.checked_rem(body.page_size) == Some(0);
     if !whole(body.iova) || !whole(body.length) || body.length == 0 || body.uptr == 0 {
         return Err(Errno::EINVAL);
+    }
+    if body.length / body.page_size > MOST_BITS {
+        return Err(Errno::EOVERFLOW);
     }
     let domain = paging_domain(call, command.id)?;
     let domain = MockDomain::of(&*domain).ok_or(Errno::EINVAL)?;

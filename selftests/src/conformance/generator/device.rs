@@ -233,13 +233,12 @@ fn pasid_table(state: &State, rng: &mut Rng) -> Option<Value> {
 }
 
 fn pasid_attach(state: &mut State, rng: &mut Rng) -> Option<Made> {
-    Some(
-        Draft::test(IOMMU_TEST_OP_PASID_ATTACH, with_pasids(state, rng)?.id)
-            .set("pasid", pasid(rng))
-            .set("pt_id", pasid_table(state, rng)?)
-            .call(state)
-            .into(),
-    )
+    let (device, pasid) = (with_pasids(state, rng)?.id, pasid(rng));
+    let call = Draft::test(IOMMU_TEST_OP_PASID_ATTACH, device)
+        .set("pasid", pasid)
+        .set("pt_id", pasid_table(state, rng)?)
+        .call(state);
+    Some(call.then(move |state, _, _| state.pasids.push((state.context, device.literal, pasid))))
 }
 
 fn pasid_replace(state: &mut State, rng: &mut Rng) -> Option<Made> {
@@ -253,12 +252,19 @@ fn pasid_replace(state: &mut State, rng: &mut Rng) -> Option<Made> {
 }
 
 fn pasid_detach(state: &mut State, rng: &mut Rng) -> Option<Made> {
-    Some(
-        Draft::test(IOMMU_TEST_OP_PASID_DETACH, with_pasids(state, rng)?.id)
-            .set("pasid", pasid(rng))
-            .call(state)
-            .into(),
-    )
+    // Mostly one that is attached.
+    let here: Vec<_> = state.pasids.iter().filter(|(at, ..)| *at == state.context).collect();
+    let (device, pasid) = match rng.any(&here) {
+        Some(&&(_, device, pasid)) if rng.chance(60) => {
+            (state.all(Kind::MockDevice).iter().find(|mock| mock.id.literal == device)?.id, pasid)
+        }
+        _ => (with_pasids(state, rng)?.id, pasid(rng)),
+    };
+    let call = Draft::test(IOMMU_TEST_OP_PASID_DETACH, device).set("pasid", pasid).call(state);
+    Some(call.then(move |state, _, _| {
+        let gone = (state.context, device.literal, pasid);
+        state.pasids.retain(|attached| *attached != gone);
+    }))
 }
 
 fn pasid_check(state: &mut State, rng: &mut Rng) -> Option<Made> {

@@ -5,6 +5,7 @@
 //! with what to remember if it succeeds. [`hostile`] then spoils some.
 
 mod access;
+mod bounds;
 mod device;
 mod dirty;
 mod draft;
@@ -145,7 +146,7 @@ impl Generator {
         if number > 0 && rng.chance(self.spoil) {
             hostile::spoil(&mut made.call, state, rng);
         }
-        nesting::within_a_page(&mut made.call, state);
+        bounds::keep(&mut made.call, state);
         self.made += 1;
         self.learn = made.learn;
         Some(Step { number, call: made.call })

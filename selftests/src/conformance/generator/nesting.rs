@@ -1,15 +1,12 @@
 //! What virtual machines use: nested HWPTs, vIOMMUs, vDEVICEs, event queues, hardware queues.
 
-use std::mem::offset_of;
-
 use ioctl_abi::Command;
 use ioctl_abi::iommufd::*;
 use ioctl_abi::selftest::*;
 
 use super::super::arena::{BUFFER, DEVICE, PAGE};
-use super::super::reply::number;
 use super::super::rng::Rng;
-use super::super::step::{Argument, Call, Patch, Range, Source, Value};
+use super::super::step::{Call, Patch, Range, Source, Value};
 use super::draft::{Draft, half_words};
 use super::state::{Kind, State, out};
 use super::{Made, Recipe};
@@ -129,38 +126,6 @@ fn hw_queue(state: &mut State, rng: &mut Rng) -> Option<Made> {
     Some(draft.call(state).then(move |state, reply, number| {
         state.made(Kind::HwQueue, reply, number, id, None, 0);
     }))
-}
-
-/// Whether a queue of several pages can be made depends on whether their frames are contiguous, which
-/// is up to each machine. One that could be made keeps to a page.
-pub(super) fn within_a_page(call: &mut Call, state: &State) {
-    const UNMAPPABLE: u64 = 1 << 24;
-    let Call::Ioctl { request, argument: Argument::Struct { bytes, patches, .. }, .. } = call
-    else {
-        if let Call::Child(calls) = call {
-            calls.iter_mut().for_each(|call| within_a_page(call, state));
-        }
-        return;
-    };
-    let (at, end) = (offset_of!(iommu_hw_queue_alloc, length), size_of::<iommu_hw_queue_alloc>());
-    if *request != IOMMU_HW_QUEUE_ALLOC || bytes.len() < end {
-        return;
-    }
-    let iova = number(bytes, offset_of!(iommu_hw_queue_alloc, nesting_parent_iova), 8);
-    let area = state.areas.iter().find(|area| {
-        area.context == state.context
-            && (0..area.length).contains(&iova.wrapping_sub(area.iova.literal))
-    });
-    let room = match area {
-        Some(area) => PAGE - area.from.wrapping_add(iova.wrapping_sub(area.iova.literal)) % PAGE,
-        // Where it may lie in a page after all.
-        None => 512 - iova % 512,
-    };
-    let length = number(bytes, at, 8);
-    if length > room && length < UNMAPPABLE {
-        bytes[at..end].copy_from_slice(&room.to_le_bytes());
-        patches.retain(|patch| usize::from(patch.offset) != at);
-    }
 }
 
 fn event(state: &mut State, rng: &mut Rng) -> Option<Made> {

@@ -173,6 +173,7 @@ fn close_context(state: &mut State, rng: &mut Rng) -> Option<Made> {
     state.objects.retain(|object| object.context != gone);
     state.areas.retain(|area| area.context != gone);
     state.accesses.retain(|access| access.context != gone);
+    state.pasids.retain(|(context, ..)| *context != gone);
     for object in &mut state.objects {
         object.context -= usize::from(object.context > gone);
     }
@@ -181,6 +182,9 @@ fn close_context(state: &mut State, rng: &mut Rng) -> Option<Made> {
     }
     for access in &mut state.accesses {
         access.context -= usize::from(access.context > gone);
+    }
+    for (context, ..) in &mut state.pasids {
+        *context -= usize::from(*context > gone);
     }
     state.context = 0;
     Some(Call::Close { fd }.into())

@@ -87,6 +87,8 @@ pub(super) struct State {
     pub(super) offers: Vec<(Value, u64)>,
     /// Page responses that are due: a fault queue's descriptor and the cookie.
     pub(super) cookies: Vec<(Value, u32)>,
+    /// PASIDs that are attached: the context, the mock device's id and the PASID.
+    pub(super) pasids: Vec<(usize, u64, u32)>,
     /// Whether 2 MiB pages are mapped at [`arena::HUGE`].
     pub(super) huge: bool,
     /// Whether IOVAs and lengths are mostly of whole pages.
@@ -108,6 +110,7 @@ impl State {
             dmabufs: Vec::new(),
             offers: Vec::new(),
             cookies: Vec::new(),
+            pasids: Vec::new(),
             huge: false,
             tidy: rng.chance(75),
         }
