@@ -33,8 +33,11 @@ const CALL_PATIENCE: Duration = Duration::from_secs(120);
 const MOST_AGAIN: u32 = 100;
 /// Between two looks at a thread whose call takes long.
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
-/// How long a stop is awaited by yielding before sleeping.
-const SPIN: Duration = Duration::from_micros(60);
+/// How long a stop is awaited before the first sleep. A thread that yields on a busy machine is not
+/// back before others have used up their turns; one that sleeps is, as soon as it wakes.
+const SPIN: Duration = Duration::from_micros(4);
+/// The first sleep.
+const FIRST_PAUSE: Duration = Duration::from_micros(10);
 
 /// Ends the tracee when this process ends.
 pub const EXIT_KILL: u64 = libc::PTRACE_O_EXITKILL as u64;
@@ -150,14 +153,14 @@ impl Tracee {
     /// Waits until the thread stops. `ETIMEDOUT` when it does not, `ESRCH` when it died.
     pub fn wait(&self, patience: Duration) -> Result<Stop, Errno> {
         let start = Instant::now();
-        let mut pause = Duration::from_micros(20);
+        let mut pause = FIRST_PAUSE;
         loop {
             if let Some(stop) = self.stopped() {
                 return Ok(stop);
             }
             let waited = start.elapsed();
             if waited < SPIN {
-                std::thread::yield_now();
+                std::hint::spin_loop();
                 continue;
             }
             if self.dead() {

@@ -26,6 +26,9 @@ impl Tracer {
         let current = Arc::downgrade(&tracer.0);
         let run = move || {
             CURRENT.set(current);
+            crate::caller::sys::short_turns(0);
+            // Short sleeps are short.
+            let _ = nix::sys::prctl::set_timerslack(1);
             jobs.into_iter().for_each(|job| job());
         };
         std::thread::Builder::new().name("tracer".into()).spawn(run).ok()?;

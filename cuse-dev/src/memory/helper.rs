@@ -75,6 +75,7 @@ impl Helper {
     }
 
     fn set_up(tracee: &mut Tracee) -> Result<(OwnedFd, u64), Errno> {
+        sys::short_turns(tracee.tid());
         tracee.begin()?;
         // First of all: a copy of the descriptors would keep pipes and sockets open.
         let all = [0, u32::MAX.into(), CLOSE_RANGE_UNSHARE, 0, 0, 0];

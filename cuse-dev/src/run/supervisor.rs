@@ -27,7 +27,7 @@ use super::paths::{Ours, Thread, classify};
 use super::process::{self, process_of};
 use super::turns::Turns;
 use super::{status, trace};
-use crate::caller::{CallerProcess, Callers};
+use crate::caller::{CallerProcess, Callers, sys};
 use crate::event_files::{EventFiles, FileId, NoMount};
 use crate::memory::Host;
 
@@ -194,7 +194,11 @@ impl Supervisor {
 
     fn add_thread(self: &Arc<Self>) -> std::io::Result<()> {
         let supervisor = self.clone();
-        thread::Builder::new().name("calls".into()).spawn(move || supervisor.answer_calls())?;
+        let body = move || {
+            sys::short_turns(0);
+            supervisor.answer_calls();
+        };
+        thread::Builder::new().name("calls".into()).spawn(body)?;
         self.answering.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
