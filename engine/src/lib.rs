@@ -30,6 +30,7 @@ pub(crate) mod option;
 pub mod pages;
 pub mod quota;
 pub(crate) mod selftest;
+mod sync;
 pub mod testing;
 pub(crate) mod user_data;
 pub(crate) mod vfio;

@@ -11,16 +11,15 @@ use std::collections::BinaryHeap;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use ioctl_abi::iommufd::iommu_destroy;
-use parking_lot::Mutex;
 
 use crate::Errno;
 use crate::call::Call;
 use crate::inject;
 use crate::inspect::{Detail, Scope};
 use crate::quota::{Quota, Resource, Taken};
+use crate::sync::{AtomicU32, Mutex, Ordering};
 
 /// What an object is, named as in the uAPI header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
