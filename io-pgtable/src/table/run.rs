@@ -278,7 +278,9 @@ mod tests {
     use super::*;
     use std::vec::Vec;
 
-    const LENGTHS: core::ops::Range<usize> = if cfg!(miri) { 30..35 } else { 0..140 };
+    const LENGTHS: core::ops::Range<usize> = if cfg!(miri) { 33..36 } else { 0..140 };
+    /// Every how many words something else is put.
+    const STEP: usize = if cfg!(miri) { 11 } else { 1 };
 
     fn clear_odd<W: Word>(words: &[W], absent: u64) -> u64 {
         clear(words, absent, |entry| entry & 1, |and, _| and & 1 != 0)
@@ -308,7 +310,9 @@ mod tests {
 
     #[test]
     fn a_run_ends_before_the_block_that_holds_something() {
-        for (len, other) in LENGTHS.flat_map(|len| (0..len).map(move |other| (len, other))) {
+        for (len, other) in
+            LENGTHS.flat_map(|len| (0..len).step_by(STEP).map(move |other| (len, other)))
+        {
             for absent in [0, 6] {
                 let words: Vec<_> = (0..len)
                     .map(|n| Cell::new(if n == other { absent + 1 } else { absent }))
