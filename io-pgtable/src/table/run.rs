@@ -13,6 +13,9 @@ const BLOCK: usize = 16;
 
 /// Words of a table, whoever else may see them.
 pub(super) trait Word: Sized {
+    /// How a block of entries that go up is stored.
+    type Rising: Rising<Self>;
+
     fn get(&self) -> u64;
     fn set(&self, entry: u64);
 
@@ -30,10 +33,16 @@ pub(super) trait Word: Sized {
     fn all_are(words: &[Self], entry: u64) -> bool {
         words.iter().fold(0, |any, word| any | (word.get() ^ entry)) == 0
     }
+}
 
-    /// Stores entries that begin with `entry` and go up by `stride`, a block at a time, as far as
-    /// `look` accepts the block that is there. Returns the number of words written.
-    fn count_up(words: &[Self], entry: u64, stride: u64, look: impl Fn(&[Self]) -> bool) -> usize;
+/// Entries that go up, a block at a time.
+pub(super) trait Rising<W> {
+    /// Entries that begin with `entry` and go up by `stride`.
+    fn new(entry: u64, stride: u64) -> Self;
+    /// Stores the next block.
+    fn store(&mut self, block: &[W; BLOCK]);
+    /// The entry after the blocks that were stored.
+    fn next(&self) -> u64;
 }
 
 /// The blocks of `words`, and what is left.
@@ -43,6 +52,8 @@ fn blocks<W>(words: &[W]) -> (&[[W; BLOCK]], &[W]) {
 }
 
 impl Word for Cell<u64> {
+    type Rising = Pairs;
+
     #[inline(always)]
     fn get(&self) -> u64 {
         self.get()
@@ -79,59 +90,44 @@ impl Word for Cell<u64> {
         let other = other.words();
         rest.iter().fold(other[0] | other[1], |any, word| any | (word.get() ^ entry)) == 0
     }
-
-    #[inline(always)]
-    fn count_up(
-        words: &[Self],
-        mut entry: u64,
-        stride: u64,
-        look: impl Fn(&[Self]) -> bool,
-    ) -> usize {
-        let (blocks, rest) = blocks(words);
-        if !blocks.is_empty() {
-            // A register for each pair of a block, so that each goes up by itself.
-            let two = Pair::new(stride.wrapping_mul(2), stride.wrapping_mul(2));
-            let mut pairs = [Pair::new(entry, entry.wrapping_add(stride)); BLOCK / 2];
-            for n in 1..BLOCK / 2 {
-                pairs[n] = pairs[n - 1].plus(two);
-            }
-            let up = stride.wrapping_mul(BLOCK as u64);
-            let up = Pair::new(up, up);
-            for (n, block) in blocks.iter().enumerate() {
-                if !look(block) {
-                    return n * BLOCK;
-                }
-                for (words, pair) in block.as_chunks::<2>().0.iter().zip(&mut pairs) {
-                    pair.store(words);
-                    *pair = pair.plus(up);
-                }
-            }
-            entry = pairs[0].words()[0];
-        }
-        count_up_slowly(blocks.len() * BLOCK, rest, entry, stride, look)
-    }
 }
 
-/// Stores the last words of a run, after `done` others.
-#[inline(always)]
-fn count_up_slowly<W: Word>(
-    done: usize,
-    words: &[W],
-    mut entry: u64,
-    stride: u64,
-    look: impl Fn(&[W]) -> bool,
-) -> usize {
-    if !look(words) {
-        return done;
+/// A register for each pair of a block, so that each goes up by itself.
+pub(super) struct Pairs {
+    pairs: [Pair; BLOCK / 2],
+    /// What a block adds to each word.
+    up: Pair,
+}
+
+impl Rising<Cell<u64>> for Pairs {
+    #[inline(always)]
+    fn new(entry: u64, stride: u64) -> Self {
+        let two = Pair::new(stride.wrapping_mul(2), stride.wrapping_mul(2));
+        let mut pairs = [Pair::new(entry, entry.wrapping_add(stride)); BLOCK / 2];
+        for n in 1..BLOCK / 2 {
+            pairs[n] = pairs[n - 1].plus(two);
+        }
+        let up = stride.wrapping_mul(BLOCK as u64);
+        Self { pairs, up: Pair::new(up, up) }
     }
-    for word in words {
-        word.set(entry);
-        entry = entry.wrapping_add(stride);
+
+    #[inline(always)]
+    fn store(&mut self, block: &[Cell<u64>; BLOCK]) {
+        for (words, pair) in block.as_chunks::<2>().0.iter().zip(&mut self.pairs) {
+            pair.store(words);
+            *pair = pair.plus(self.up);
+        }
     }
-    done + words.len()
+
+    #[inline(always)]
+    fn next(&self) -> u64 {
+        self.pairs[0].words()[0]
+    }
 }
 
 impl Word for AtomicU64 {
+    type Rising = Singles;
+
     #[inline(always)]
     fn get(&self) -> u64 {
         self.load(Relaxed)
@@ -141,26 +137,62 @@ impl Word for AtomicU64 {
     fn set(&self, entry: u64) {
         self.store(entry, Relaxed);
     }
+}
+
+/// Atomic words, which go up one by one.
+pub(super) struct Singles {
+    entry: u64,
+    stride: u64,
+}
+
+impl Rising<AtomicU64> for Singles {
+    #[inline(always)]
+    fn new(entry: u64, stride: u64) -> Self {
+        Self { entry, stride }
+    }
 
     #[inline(always)]
-    fn count_up(
-        words: &[Self],
-        mut entry: u64,
-        stride: u64,
-        look: impl Fn(&[Self]) -> bool,
-    ) -> usize {
-        let (blocks, rest) = blocks(words);
+    fn store(&mut self, block: &[AtomicU64; BLOCK]) {
+        for (n, word) in block.iter().enumerate() {
+            word.set(self.entry.wrapping_add(self.stride.wrapping_mul(n as u64)));
+        }
+        self.entry = self.entry.wrapping_add(self.stride.wrapping_mul(BLOCK as u64));
+    }
+
+    #[inline(always)]
+    fn next(&self) -> u64 {
+        self.entry
+    }
+}
+
+/// Stores entries that begin with `entry` and go up by `stride`, a block at a time, as far as `look`
+/// accepts the block that is there. Returns the number of words written.
+#[inline(always)]
+fn count_up<W: Word>(
+    words: &[W],
+    mut entry: u64,
+    stride: u64,
+    look: impl Fn(&[W]) -> bool,
+) -> usize {
+    let (blocks, rest) = blocks(words);
+    if !blocks.is_empty() {
+        let mut rising = W::Rising::new(entry, stride);
         for (n, block) in blocks.iter().enumerate() {
             if !look(block) {
                 return n * BLOCK;
             }
-            for (n, word) in block.iter().enumerate() {
-                word.set(entry.wrapping_add(stride.wrapping_mul(n as u64)));
-            }
-            entry = entry.wrapping_add(stride.wrapping_mul(BLOCK as u64));
+            rising.store(block);
         }
-        count_up_slowly(blocks.len() * BLOCK, rest, entry, stride, look)
+        entry = rising.next();
     }
+    if !look(rest) {
+        return blocks.len() * BLOCK;
+    }
+    for word in rest {
+        word.set(entry);
+        entry = entry.wrapping_add(stride);
+    }
+    words.len()
 }
 
 /// Entries for consecutive words: they begin with `first` and go up by `stride` every 2^`repeat` words.
@@ -187,13 +219,13 @@ impl Run {
         look: impl Fn(&[W]) -> bool + Copy,
     ) -> usize {
         if self.repeat == 0 {
-            return W::count_up(words, self.entry(at), self.stride, look);
+            return count_up(words, self.entry(at), self.stride, look);
         }
         // The first of the pages may have begun before.
         let mut page = (at.wrapping_neg() & ((1 << self.repeat) - 1)).min(words.len());
         let mut done = 0;
         while done < words.len() {
-            let wrote = W::count_up(&words[done..done + page], self.entry(at + done), 0, look);
+            let wrote = count_up(&words[done..done + page], self.entry(at + done), 0, look);
             done += wrote;
             if wrote < page {
                 break;
