@@ -6,6 +6,28 @@ use crate::{
 use alloc::boxed::Box;
 
 /// A [`Table`] of any format. Each method is the table's method of the same name.
+///
+/// ```
+/// # use io_pgtable::{AmdV1, AnyTable, Error, Format, Heap, Prot, Table, VtdSecond};
+/// fn table(vendor: &str) -> Result<Box<dyn AnyTable>, Error> {
+///     Ok(match vendor {
+///         "amd" => Box::new(Table::<AmdV1, _>::new(Heap::new(), AmdV1::config())?),
+///         _ => Box::new(Table::<VtdSecond, _>::new(Heap::new(), VtdSecond::config())?),
+///     })
+/// }
+/// for (vendor, name) in [("amd", "amd_v1"), ("intel", "vtd_second")] {
+///     let mut table = table(vendor)?;
+///     assert_eq!(table.name(), name);
+///     table.map(0x1000, 0x5000, 0x1000, Prot::READ, u64::MAX)?;
+///     // A device on another thread; a page may be given to someone else when it has passed.
+///     let reader = table.reader();
+///     assert_eq!(reader.translate(0x1008)?.pa, 0x5008);
+///     assert_eq!(table.unmap(0x1000, 0x1000)?, 0x1000);
+///     let barrier = table.barrier();
+///     assert!(table.passed(barrier), "nobody is inside of a section");
+/// }
+/// # Ok::<(), Error>(())
+/// ```
 pub trait AnyTable: Send + Sync {
     /// The format's name.
     fn name(&self) -> &'static str;

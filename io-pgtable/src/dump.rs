@@ -7,6 +7,29 @@ use alloc::vec::Vec;
 
 /// Pages by their physical address. Gives no memory for new tables, and says of every address whether it
 /// is there, so that a dump with pages missing, or a hostile one, ends a walk with an error.
+///
+/// ```
+/// # use io_pgtable::{Dump, Error, Format, RiscV};
+/// // What was found in a machine's memory: a page-table page at 0x8020_0000, and two below it.
+/// let mut dump = Dump::new();
+/// let page = |index: usize, entry| {
+///     let mut words = vec![0; 512];
+///     words[index] = entry;
+///     words
+/// };
+/// dump.add(0x8020_0000, page(1, 0x2008_0401));
+/// dump.add(0x8020_1000, page(2, 0x2008_0801));
+/// dump.add(0x8020_2000, page(3, 0x2010_00d7));
+/// let walk = dump.walk::<RiscV>(0x8020_0000, &RiscV::sv39(), 0x4040_3000)?;
+/// assert_eq!(walk.steps.last().map(|leaf| leaf.pa), Some(0x8040_0000));
+/// // Somewhere else there is nothing, and of a page that was not dumped that is said.
+/// assert_eq!(dump.walk::<RiscV>(0x8020_0000, &RiscV::sv39(), 0)?.steps.len(), 1);
+/// assert!(matches!(
+///     dump.walk::<RiscV>(0x9000_0000, &RiscV::sv39(), 0),
+///     Err(Error::Malformed { entry: 0x9000_0000, .. })
+/// ));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct Dump {
     pages: BTreeMap<u64, Box<[u64]>>,

@@ -87,6 +87,22 @@ unsafe impl Memory for Heap {
 }
 
 /// Memory that fails on demand, around another: for tests of what a failed allocation leaves behind.
+///
+/// ```
+/// # use io_pgtable::{Error, Failing, Format, Heap, Prot, Table, X86_64};
+/// let memory = Failing::new(Heap::new());
+/// let mut table = Table::<X86_64, _>::new(&memory, X86_64::config())?;
+/// let pages = memory.inner().pages();
+/// // It takes a table for each of the three levels below the top.
+/// for allocation in 0..3 {
+///     memory.fail_after(allocation);
+///     assert_eq!(table.map(0x1000, 0, 0x1000, Prot::READ, u64::MAX), Err(Error::NoMemory));
+///     assert_eq!(memory.inner().pages(), pages, "nothing is left");
+/// }
+/// memory.succeed();
+/// table.map(0x1000, 0, 0x1000, Prot::READ, u64::MAX)?;
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Failing<M> {
     inner: M,

@@ -24,6 +24,30 @@ impl<F: Format, M: Memory> Table<F, M> {
     /// them. With `clear`, pages that lie wholly in the range are clean afterwards, and the caller
     /// has to make the hardware forget what it cached. A page that is only partly in the range
     /// stays dirty, because the state of its other part would be lost.
+    ///
+    /// ```
+    /// # use io_pgtable::{Bitmap, Format, Heap, Lpae, Prot, Table};
+    /// type Stage2 = Lpae<2, 12, 48>;
+    /// let mut table = Table::<Stage2, _>::new(Heap::new(), Stage2::config())?;
+    /// table.map(0x10_0000, 0, 0x10_0000, Prot::READ | Prot::WRITE, 4096)?;
+    /// // A device writes to pages 1 and 40.
+    /// for page in [1, 40] {
+    ///     table.access(0x10_0000 + page * 4096, Prot::WRITE)?;
+    /// }
+    /// // A bit for each 4 KiB, then one for each 64 KiB.
+    /// for (lg2, expected) in [(12, 1 << 1 | 1u64 << 40), (16, 1 << 0 | 1 << 2)] {
+    ///     let mut words = [0; 4];
+    ///     let mut bits = Bitmap::new(0x10_0000, lg2, &mut words);
+    ///     table.read_dirty(0x10_0000, 0x10_0000, false, |iova, len| bits.mark(iova, len))?;
+    ///     assert_eq!(words, [expected, 0, 0, 0]);
+    /// }
+    /// // Read and clear: the second time, nothing is dirty.
+    /// let mut pages = 0;
+    /// table.read_dirty(0x10_0000, 0x10_0000, true, |_, _| pages += 1)?;
+    /// table.read_dirty(0x10_0000, 0x10_0000, true, |_, _| pages += 100)?;
+    /// assert_eq!(pages, 2);
+    /// # Ok::<(), io_pgtable::Error>(())
+    /// ```
     pub fn read_dirty(
         &self,
         iova: u64,

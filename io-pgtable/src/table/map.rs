@@ -30,7 +30,32 @@ impl<F: Format, M: Memory> Table<F, M> {
     /// Maps `len` bytes at `iova` to those at `pa`, in the largest pages that `page_sizes` (bit n: 2^n
     /// bytes), the format and the alignment of both addresses allow. All three numbers have to be
     /// multiples of the smallest page size allowed, and nothing may be mapped in the range. If
-    /// anything fails, the table is as it was.
+    /// anything fails, the table is as it was, but for tables with nothing in them.
+    ///
+    /// ```
+    /// # use io_pgtable::{Format, Heap, Prot, Table, VtdSecond};
+    /// let mut table = Table::<VtdSecond, _>::new(Heap::new(), VtdSecond::config())?;
+    /// let (m2, rw) = (2 << 20, Prot::READ | Prot::WRITE);
+    /// // 4 KiB, then a page of 2 MiB, then 4 KiB: the largest that fit.
+    /// table.map(m2 - 4096, m2 - 4096, m2 + 8192, rw, u64::MAX)?;
+    /// let size = |iova| table.translate(iova).map(|page| 1u64 << page.lg2);
+    /// assert_eq!((size(m2 - 1)?, size(m2)?, size(2 * m2)?), (4096, m2, 4096));
+    /// // The same range of another memory, in pages of 4 KiB only.
+    /// table.map(1 << 30, 1 << 30, m2, Prot::READ, 4096)?;
+    /// assert_eq!(table.translate(1 << 30)?.lg2, 12);
+    /// # Ok::<(), io_pgtable::Error>(())
+    /// ```
+    ///
+    /// A table whose top is dynamic gains levels when an IOVA needs them:
+    ///
+    /// ```
+    /// # use io_pgtable::{AmdV1, Format, Heap, Prot, Table};
+    /// let mut table = Table::<AmdV1, _>::new(Heap::new(), AmdV1::config())?;
+    /// assert_eq!(table.top().1, 3);
+    /// table.map(1 << 50, 0, 4096, Prot::READ, u64::MAX)?;
+    /// assert_eq!(table.top().1, 5, "the device has to be told the new top");
+    /// # Ok::<(), io_pgtable::Error>(())
+    /// ```
     pub fn map(
         &mut self,
         iova: u64,

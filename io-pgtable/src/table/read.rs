@@ -324,7 +324,21 @@ macro_rules! reads {
                 $within
             }
 
-            /// The raw entry of every level on the way of `iova`.
+            /// The raw entry of every level on the way of `iova`; shown to people, a line for each.
+            ///
+            /// ```
+            /// # use io_pgtable::{AmdV1, Format, Heap, Kind, Prot, Table};
+            /// let mut table = Table::<AmdV1, _>::new(Heap::new(), AmdV1::config())?;
+            /// table.map(0x20_0000, 0x8000_0000, 0x20_0000, Prot::READ, u64::MAX)?;
+            /// let walk = table.walk(0x20_1234)?;
+            /// assert_eq!(
+            ///     walk.steps[1].to_string(),
+            ///     "level 2, index 0x1, 0x2000000080000001 = page of 2^21 bytes at 0x80000000, Prot(READ)"
+            /// );
+            /// assert!(walk.to_string().starts_with("level 3, index 0x0, 0x6"));
+            /// assert_eq!(table.walk(0)?.steps.last().map(|step| step.kind), Some(Kind::Absent));
+            /// # Ok::<(), io_pgtable::Error>(())
+            /// ```
             pub fn walk(&self, iova: u64) -> Result<Walk, Error> {
                 let ($self, $read) = (self, || self.shared.walk(iova));
                 $within

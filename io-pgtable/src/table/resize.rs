@@ -17,6 +17,23 @@ impl<F: Format, M: Memory> Table<F, M> {
     /// Makes `at` a boundary between entries: a page that has it inside is replaced by the largest
     /// ones that lie before and after it. Returns whether anything had to change. Without memory for
     /// tables, nothing does.
+    ///
+    /// ```
+    /// # use io_pgtable::{Error, Format, Heap, Prot, Table, VtdSecond};
+    /// let mut table = Table::<VtdSecond, _>::new(Heap::new(), VtdSecond::config())?;
+    /// let (g1, rw) = (1 << 30, Prot::READ | Prot::WRITE);
+    /// table.map(g1, g1, g1, rw, u64::MAX)?;
+    /// // The first half cannot go while one entry maps all.
+    /// assert_eq!(table.unmap(g1, g1 / 2), Err(Error::InsideEntry { iova: g1, lg2: 30 }));
+    /// assert!(table.cut(g1 + g1 / 2)?);
+    /// assert_eq!(table.translate(g1)?.lg2, 21, "the largest pages on each side of the border");
+    /// // And back, to larger entries.
+    /// assert_eq!(table.merge(g1, g1, u64::MAX), Ok(1));
+    /// assert_eq!(table.translate(g1)?.lg2, 30);
+    /// table.cut(g1 + g1 / 2)?;
+    /// assert_eq!(table.unmap(g1, g1 / 2)?, g1 / 2);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn cut(&mut self, at: u64) -> Result<bool, Error> {
         let (iova, _) = self.shared.config.range::<F>(at, 1)?;
         self.reclaim();

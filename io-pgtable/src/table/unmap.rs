@@ -65,6 +65,19 @@ impl<F: Format, M: Memory> Table<F, M> {
     }
 
     /// As [`Self::unmap`], and shows every entry taken, in order.
+    ///
+    /// ```
+    /// # use io_pgtable::{Format, Heap, Prot, Table, X86_64};
+    /// let mut table = Table::<X86_64, _>::new(Heap::new(), X86_64::config())?;
+    /// let (m2, rw) = (2 << 20, Prot::READ | Prot::WRITE);
+    /// table.map(m2, 4 * m2, m2 + 4096, rw, u64::MAX)?;
+    /// table.access(m2 + 5, Prot::WRITE)?;
+    /// let mut taken = Vec::new();
+    /// let bytes = table.unmap_with(0, 8 * m2, |entry| taken.push((entry.pa, entry.len, entry.dirty)))?;
+    /// assert_eq!(bytes, m2 + 4096);
+    /// assert_eq!(taken, [(4 * m2, m2, true), (5 * m2, 4096, false)]);
+    /// # Ok::<(), io_pgtable::Error>(())
+    /// ```
     pub fn unmap_with(
         &mut self,
         iova: u64,
