@@ -63,6 +63,11 @@ pub(crate) struct Run {
     /// Do as Linux 7.3 does even where it is plainly at fault: see docs/differences.md
     #[arg(long)]
     pub(crate) quirks: bool,
+    /// Use the node of a `softiommu serve`, and add what it lacks: mmap and fault injection
+    ///
+    /// What the program does is then done by that daemon, under its options and limits.
+    #[arg(long, value_name = "NODE", conflicts_with_all = ["strict", "quirks", "pfn", "control"])]
+    pub(crate) via: Option<PathBuf>,
     /// Page frame numbers in IOPTEs: the machine's, or made-up ones that stay the same
     #[arg(long, value_name = "KIND", default_value = "real")]
     pub(crate) pfn: Pfn,

@@ -1,5 +1,6 @@
 //! Front ends for `/dev/iommu` and the memory of their callers.
 
+pub(crate) mod assist;
 pub mod caller;
 pub mod control;
 pub mod doctor;

@@ -21,6 +21,7 @@ fn main() {
                 command: options.command,
                 strict: options.strict,
                 quirks: options.quirks,
+                via: options.via,
                 pfn: options.pfn.into(),
                 control: options.control,
                 warnings: warnings.clone(),

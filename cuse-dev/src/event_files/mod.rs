@@ -136,6 +136,11 @@ impl EventFiles {
         if id.device == self.device { self.files.find(id.inode) } else { None }
     }
 
+    /// The device of the mount.
+    pub fn device(&self) -> (u32, u32) {
+        self.device
+    }
+
     /// Whether `id` names one of these.
     pub fn owns(&self, id: FileId) -> bool {
         id.device == self.device

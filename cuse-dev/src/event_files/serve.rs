@@ -14,8 +14,9 @@ use engine::file::{EngineFile, PollEvents, ReadBuffer, Wake};
 use parking_lot::{Mutex, RwLock};
 
 use super::order::Order;
+use crate::assist::{READ_NOTHING, WRITE_NOTHING};
 use crate::wire::proto::OpenFlags;
-use crate::wire::{Attributes, Channel, Handler, Header, Opened, Poll, Read, Reply};
+use crate::wire::{Attributes, Channel, Handler, Header, Ioctl, Opened, Poll, Read, Reply};
 
 /// The mount's root directory.
 const ROOT: u64 = 1;
@@ -239,6 +240,16 @@ impl Handler for Files {
             Ok(taken) => reply.written(u32::try_from(taken).unwrap_or(u32::MAX)),
             Err(errno) => reply.error(errno),
         }
+    }
+
+    /// What a read or write of no bytes answers, which the kernel does not pass on.
+    fn ioctl(&self, _header: &Header, ioctl: &Ioctl<'_>, reply: Reply) {
+        let file = self.node(ioctl.fh).map(|node| node.file.clone());
+        reply.ioctl(file.and_then(|file| match ioctl.cmd {
+            READ_NOTHING => file.read(&mut Buffer { bytes: Vec::new(), size: 0 }).map(|()| 0),
+            WRITE_NOTHING => file.write(&[]).map(|taken| taken as i32),
+            _ => Err(Errno::ENOTTY),
+        }));
     }
 
     fn poll(&self, _header: &Header, poll: &Poll, _channel: &Arc<Channel>) -> Result<u32, Errno> {

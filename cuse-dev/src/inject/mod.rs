@@ -307,6 +307,14 @@ impl Tracee {
         Ok((made.ok_or(Errno::ECHILD)??, number))
     }
 
+    /// From now on the call that the thread was stopped in has this result, and is not made again:
+    /// between [`Tracee::begin`] and [`Tracee::end`].
+    pub fn set_result(&mut self, result: i64) -> Result<(), Errno> {
+        let begun = self.begun.as_mut().ok_or(Errno::EINVAL)?;
+        begun.registers = arch::returning(&begun.registers, result);
+        Ok(())
+    }
+
     /// Puts the thread's registers and signal mask back: an interrupted call is restarted. The
     /// thread stays stopped.
     pub fn end(&mut self) -> Result<(), Errno> {

@@ -66,6 +66,11 @@ pub(super) fn restarted(registers: &Registers) -> Option<Registers> {
     })
 }
 
+/// `registers` such that the thread's system call returns `result`.
+pub(super) fn returning(registers: &Registers, result: i64) -> Registers {
+    Registers { rax: result as u64, orig_rax: u64::MAX, ..*registers }
+}
+
 /// What the system call returned.
 pub(super) fn result(registers: &Registers) -> Result<u64, Errno> {
     let value = registers.rax as i64;

@@ -52,19 +52,34 @@ impl FailNth {
         }
         let file = self.files.lock().get(&tid).cloned();
         let Some(file) = file else { return call() };
-        let nth = read_count(file.file());
-        let (result, left) = with_fail_nth(nth, call);
-        if let Some(site) = left.fired {
-            tracing::debug!(target: "softiommu::fault", "{tid} fail-nth {nth}: {site}");
-        }
-        if nth != 0 {
-            let text = format!("{}\n", left.remaining);
-            // The file is ours and in memory; nobody can make these fail but by sealing it.
-            let _ = file.file().write_all_at(text.as_bytes(), 0);
-            let _ = file.file().set_len(text.len() as u64);
-        }
-        result
+        with_count(file.file(), tid, call)
     }
+
+    /// The file of the thread `tid`, if it is to have a fault injected.
+    pub(crate) fn armed(&self, tid: u32) -> Option<Arc<SharedMemfd>> {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let file = self.files.lock().get(&tid).cloned()?;
+        (read_count(file.file()) != 0).then_some(file)
+    }
+}
+
+/// Runs `call` of the thread `tid` with the fault that the count in `file` asks for, and writes what
+/// is left of the count there.
+pub(crate) fn with_count<R>(file: &File, tid: u32, call: impl FnOnce() -> R) -> R {
+    let nth = read_count(file);
+    let (result, left) = with_fail_nth(nth, call);
+    if let Some(site) = left.fired {
+        tracing::debug!(target: "softiommu::fault", "{tid} fail-nth {nth}: {site}");
+    }
+    if nth != 0 {
+        let text = format!("{}\n", left.remaining);
+        // The file is in memory; only who has it can make these fail, by sealing it.
+        let _ = file.write_all_at(text.as_bytes(), 0);
+        let _ = file.set_len(text.len() as u64);
+    }
+    result
 }
 
 /// The count in `file`. A memfd keeps what a shorter write leaves of a longer text before it, so

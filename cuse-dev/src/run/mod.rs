@@ -16,6 +16,7 @@
 //! | reads `/proc/PID/status` | [`status`] shows what the engine pinned |
 //! | asks for faults | [`fail_nth`] and [`debugfs`] stand for the kernel's files |
 //!
+//! With the node of a daemon in place of an engine, less is to be done: [`via`].
 //! [`trace`] shows each ioctl to who asks for it.
 //! [`control`] answers who asks from outside. [`front`] tells which processes there are, and why.
 
@@ -24,11 +25,11 @@ mod caller;
 mod context;
 mod debugfs;
 mod descriptors;
-mod fail_nth;
+pub(crate) mod fail_nth;
 pub(crate) mod filter;
 mod front;
 mod launch;
-mod memfd;
+pub(crate) mod memfd;
 pub(crate) mod notify;
 mod open_files;
 mod paths;
@@ -37,6 +38,7 @@ mod status;
 mod supervisor;
 mod trace;
 mod turns;
+mod via;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -68,6 +70,8 @@ pub struct Options {
     pub strict: bool,
     /// Do as Linux does where it is at fault.
     pub quirks: bool,
+    /// The node of a `softiommu serve` that answers in place of an engine of our own.
+    pub via: Option<PathBuf>,
     /// Where page frame numbers come from.
     pub pfn: PfnMode,
     /// Where the control socket is; nothing for where `softiommu show` looks by itself.
@@ -164,7 +168,8 @@ fn supervise(
     if options.quirks {
         host.want_exact_rights();
     }
-    let supervisor = Supervisor::new(launched.listener, host, options.quirks)?;
+    let via = options.via.as_deref().map(via::Node::open).transpose().map_err(io::Error::other)?;
+    let supervisor = Supervisor::new(launched.listener, host, options.quirks, via)?;
     supervisor.start()?;
     let control = listen(options, started, &supervisor)?;
     if let Err(error) = launch::started(&launched.status, name) {

@@ -26,7 +26,7 @@ use super::open_files::OpenFiles;
 use super::paths::{Ours, Thread, classify};
 use super::process::{self, process_of};
 use super::turns::Turns;
-use super::{status, trace};
+use super::{status, trace, via};
 use crate::caller::{CallerProcess, Callers, sys};
 use crate::event_files::{EventFiles, FileId, NoMount};
 use crate::memory::Host;
@@ -39,7 +39,9 @@ const OWNER: u64 = 0;
 
 /// The supervisor of one launched program and all that it starts.
 pub(crate) struct Supervisor {
-    listener: Listener,
+    listener: Arc<Listener>,
+    /// The daemon whose node callers use, in place of `engine`.
+    via: Option<via::Node>,
     engine: Arc<Engine>,
     open_files: OpenFiles,
     callers: Callers,
@@ -108,6 +110,7 @@ impl Supervisor {
         listener: OwnedFd,
         host: Arc<Host>,
         quirks: bool,
+        via: Option<via::Node>,
     ) -> Result<Arc<Self>, Errno> {
         let debugfs = Debugfs::new().unwrap_or_else(|error| {
             tracing::warn!(%error, "no directory for the fault-injection knobs");
@@ -117,7 +120,8 @@ impl Supervisor {
         let engine = Engine::with_quirks(quirks);
         host.warn_of_changes(&engine).map_err(|error| crate::memory::errno(&error))?;
         Ok(Arc::new(Self {
-            listener: Listener::new(listener),
+            listener: Arc::new(Listener::new(listener)),
+            via,
             open_files: OpenFiles::new(engine.clone())?,
             engine,
             callers: Callers::new(host),
@@ -334,6 +338,8 @@ impl Supervisor {
                 nix::fcntl::open("/dev/null", flags & !OFlag::O_DIRECTORY, Mode::empty())
             }
             Ours::Iommu => self.open_node(Node::Iommu, flags),
+            // The daemon's, if it serves one.
+            Ours::VfioContainer if self.via.is_some() => return Answer::LetThrough,
             Ours::VfioContainer => self.open_node(Node::VfioContainer, flags),
             // The kernel opens the device anew, not the file.
             Ours::Descriptor(thread, fd) => match self.node_of(call, thread, fd) {
@@ -366,7 +372,10 @@ impl Supervisor {
         if flags.contains(OFlag::O_DIRECTORY) {
             return Err(Errno::ENOTDIR);
         }
-        self.open_files.open_node(node, flags)
+        match &self.via {
+            Some(via) => via.open_for(flags),
+            None => self.open_files.open_node(node, flags),
+        }
     }
 
     /// Which node the caller's own descriptor `fd` is an open of.
@@ -408,6 +417,10 @@ impl Supervisor {
     }
 
     fn ioctl(self: &Arc<Self>, call: &Notification) -> Answer {
+        if let Some(via) = &self.via {
+            self.arm(via, call);
+            return Answer::LetThrough;
+        }
         let Some((process, file, id)) = self.caller_file(call, call.args[0] as i32) else {
             return Answer::LetThrough;
         };
@@ -434,6 +447,17 @@ impl Supervisor {
         Answer::Result(result)
     }
 
+    /// Before the daemon answers a call: tells it of the fault that the thread asked for.
+    fn arm(&self, via: &via::Node, call: &Notification) {
+        let Some(count) = self.fail_nth.armed(call.tid) else { return };
+        let Some((_, file, _)) = self.caller_file(call, call.args[0] as i32) else { return };
+        if via.is_open_of(file.as_fd())
+            && let Err(error) = via::arm(file.as_fd(), call.tid, count.file())
+        {
+            tracing::warn!(tid = call.tid, %error, "no fault can be injected");
+        }
+    }
+
     fn command(
         &self,
         call: &Notification,
@@ -450,9 +474,18 @@ impl Supervisor {
     }
 
     fn mmap(&self, call: &Notification, offset: u64) -> Answer {
-        let Some((_, _, id)) = self.caller_file(call, call.args[4] as i32) else {
+        let Some((_, file, id)) = self.caller_file(call, call.args[4] as i32) else {
             return Answer::LetThrough;
         };
+        if let Some(via) = &self.via {
+            if !via.is_open_of(file.as_fd()) {
+                return Answer::LetThrough;
+            }
+            return match via::mmap(&self.listener, call, file.as_fd(), offset) {
+                via::Mapped::Answer(error) => error.into(),
+                via::Mapped::Done => Answer::Again,
+            };
+        }
         let Some(open) = self.open_files.context(id) else { return Answer::LetThrough };
         let [_, length, protection, flags, ..] = call.args;
         match open.allow_mmap(length, protection as i32, flags as i32, offset) {
@@ -468,28 +501,36 @@ impl Supervisor {
         call: &Notification,
         transfer: impl FnOnce(&dyn EngineFile) -> Result<i64, Errno>,
     ) -> Answer {
-        if self.files_left() == 0 {
+        if self.files_left() == 0 && self.via.is_none() {
             return Answer::LetThrough;
         }
         let found = self.caller_file(call, call.args[0] as i32);
         let Some((_, fd, id)) = found else { return Answer::LetThrough };
-        let Some(file) = self.find_file(id) else { return Answer::LetThrough };
-        let needed = match Call::of(call.arch, call.number) {
-            Some(Call::ReadNothing) => OFlag::O_WRONLY,
-            _ => OFlag::O_RDONLY,
+        let file = match &self.via {
+            Some(via) if via.is_event(fd.as_fd()) => None,
+            Some(_) => return Answer::LetThrough,
+            None => match self.find_file(id) {
+                Some(file) => Some(file),
+                None => return Answer::LetThrough,
+            },
         };
+        let write = !matches!(Call::of(call.arch, call.number), Some(Call::ReadNothing));
+        let needed = if write { OFlag::O_RDONLY } else { OFlag::O_WRONLY };
         let mode = fcntl(&fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
         if mode.is_ok_and(|mode| mode & OFlag::O_ACCMODE == needed) {
             // Not open for that: the kernel's EBADF.
             return Answer::LetThrough;
         }
+        let Some(file) = file else {
+            return Answer::Result(via::transfer_nothing(fd.as_fd(), write));
+        };
         drop(fd);
         Answer::Result(transfer(&*file))
     }
 
     /// `/proc/PID/status`, if anything is pinned of the process.
     fn open_status(&self, call: &Notification, thread: Thread) -> Option<Result<OwnedFd, Errno>> {
-        if self.open_files.len() == 0 {
+        if self.open_files.len() == 0 && self.via.is_none() {
             return None;
         }
         let tid = match thread {
@@ -497,6 +538,10 @@ impl Supervisor {
             Thread::Leader => process_of(call.tid)?,
             Thread::Id(tid) => tid,
         };
+        if let Some(via) = &self.via {
+            let (totals, shown) = via.pins(process_of(tid)?).ok()?;
+            return (totals != Totals::default()).then(|| status::open(tid, totals, shown));
+        }
         let process = self.callers.resolve(tid).ok()?;
         let totals = self.engine.accounts().totals(process.memory().id());
         let shown = process.pins_show();

@@ -1,6 +1,6 @@
 //! One calling thread, as the engine sees it: a request of the node that waits for its answer.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use engine::Errno;
@@ -19,8 +19,8 @@ use crate::wire::Reply;
 /// The thread whose ioctl is being answered.
 pub(super) struct IoctlCaller<'a> {
     daemon: &'a Daemon,
-    /// The node's open file.
-    handle: u64,
+    /// Whose event files its own are closed in order with.
+    owner: u64,
     tid: u32,
     process: Arc<CallerProcess>,
     memory: Arc<dyn AddressSpace>,
@@ -40,13 +40,13 @@ enum Answer {
 impl<'a> IoctlCaller<'a> {
     pub(super) fn new(
         daemon: &'a Daemon,
-        handle: u64,
+        owner: u64,
         tid: u32,
         process: Arc<CallerProcess>,
         reply: Reply,
     ) -> Self {
         let memory = process.memory();
-        Self { daemon, handle, tid, process, memory, answer: Mutex::new(Answer::Reply(reply)) }
+        Self { daemon, owner, tid, process, memory, answer: Mutex::new(Answer::Reply(reply)) }
     }
 
     /// Answers the caller, and lets it go if it was stopped.
@@ -69,7 +69,7 @@ impl<'a> IoctlCaller<'a> {
 
     /// Gives the caller a descriptor of `file`.
     fn give(&self, file: Arc<dyn EngineFile>) -> Result<i32, Errno> {
-        let given = self.daemon.files.open(self.handle, file)?;
+        let given = self.daemon.files.open(self.owner, file)?;
         let number = self.deliver(given.as_fd());
         if number.is_err() {
             self.daemon.files.revoke(given);
@@ -97,6 +97,21 @@ impl<'a> IoctlCaller<'a> {
         Ok(number)
     }
 
+    /// Gives the caller a duplicate of `file`, whose number there its call returns.
+    pub(super) fn hand_over(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        let number = self.deliver(file)?;
+        if let Answer::Stopped { result, .. } = &mut *self.answer.lock() {
+            *result = Some(number);
+        }
+        Ok(())
+    }
+
+    /// A duplicate of the caller's descriptor `fd`.
+    pub(super) fn descriptor(&self, fd: i32) -> Result<OwnedFd, Errno> {
+        copying::still_there()?;
+        self.process.descriptor(self.tid, fd)
+    }
+
     fn explain(&self, error: Errno) {
         let tid = self.tid;
         match super::task::tracer(tid) {
@@ -121,8 +136,7 @@ impl Caller for IoctlCaller<'_> {
     }
 
     fn file(&self, fd: i32) -> Result<CallerFile, Errno> {
-        copying::still_there()?;
-        let file = self.process.descriptor(self.tid, fd)?;
+        let file = self.descriptor(fd)?;
         // No question here may wait for a file system that the caller serves itself.
         let shown = identify::of(file.as_fd())?;
         if let Some(file) = self.daemon.files.find(FileId::of(file.as_fd())?) {

@@ -7,16 +7,18 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use engine::{Engine, Errno, Node};
+use ioctl_abi::command::iommufd::IOMMU_DESTROY;
 use nix::sys::uio::{RemoteIoVec, process_vm_writev};
 use parking_lot::{Mutex, RwLock};
 
 use super::caller::IoctlCaller;
 use super::identify::{self, Shown, WHICH};
-use super::opens::{Limits, Opens};
-use super::task;
+use super::opens::{Limits, Open, Opens};
+use super::{assist, task};
 use crate::caller::{CallerProcess, Callers, copying};
 use crate::event_files::EventFiles;
 use crate::inject::CALL_AGAIN;
+use crate::run::fail_nth::with_count;
 use crate::wire::proto::{IoctlFlags, OpenFlags};
 use crate::wire::{Attributes, Handler, Header, Ioctl, Op, Opened, Pace, Reply};
 
@@ -74,7 +76,7 @@ impl Daemon {
     /// nothing.
     pub(super) fn close_all(&self) {
         for open in self.opens.drain() {
-            open.context.close();
+            open.close();
         }
     }
 
@@ -143,8 +145,10 @@ impl Handler for NodeHandler {
             None
         };
         copying::begin();
-        // A file that the caller closed before this call is released before it.
-        self.daemon.files.settle(ioctl.fh);
+        // A file that the caller closed before this call is released before it, also one of another
+        // context: what that had pinned shows. Who makes a release slow has to wait for it alone.
+        let owner = u64::from(open.uid());
+        self.daemon.files.settle(owner);
         // All of iommufd's structs are the same for 32-bit callers.
         let arg = match ioctl.flags.contains(IoctlFlags::COMPAT) {
             true => ioctl.arg & 0xffff_ffff,
@@ -165,15 +169,15 @@ impl Handler for NodeHandler {
         } else {
             reply
         };
-        let caller = IoctlCaller::new(&self.daemon, ioctl.fh, header.tid, process, reply);
-        let result = open.context.ioctl(&caller, ioctl.cmd, arg);
+        let caller = IoctlCaller::new(&self.daemon, owner, header.tid, process, reply);
+        let result = self.command(&open, &caller, ioctl.cmd, arg, header.tid);
         tracing::trace!(tid = header.tid, cmd = ioctl.cmd, ?result, "ioctl");
         caller.finish(result);
     }
 
     fn release(&self, fh: u64) {
         if let Some(open) = self.daemon.opens.remove(fh) {
-            let left = open.context.close();
+            let left = open.close();
             if left != 0 {
                 tracing::error!(left, "objects outlived their context");
             }
@@ -199,6 +203,29 @@ impl Handler for NodeHandler {
 
     fn resumed(&self, header: &Header) {
         self.daemon.opens.resumed(header.unique);
+    }
+}
+
+impl NodeHandler {
+    fn command(
+        &self,
+        open: &Open,
+        caller: &IoctlCaller<'_>,
+        command: u32,
+        arg: u64,
+        tid: u32,
+    ) -> Result<i64, Errno> {
+        if assist::is_ours(command) {
+            return assist::answer(&self.daemon, open, caller, command, arg);
+        }
+        if command == IOMMU_DESTROY {
+            open.assisted.forget_unmapped();
+        }
+        let call = || open.context.ioctl(caller, command, arg);
+        match open.assisted.count(tid) {
+            Some(count) => with_count(&count, tid, call),
+            None => call(),
+        }
     }
 }
 

@@ -16,19 +16,19 @@ pub(super) const WHICH: u32 = 0x3b7f;
 
 /// What the kernel knows of a file without asking anyone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shown {
+pub(crate) struct Shown {
     /// The file system's device number: major, minor.
-    pub(super) device: (u32, u32),
+    pub(crate) device: (u32, u32),
     /// For a device node: the number of what it names.
-    pub(super) special: (u32, u32),
+    pub(crate) special: (u32, u32),
     /// The file's type, the `S_IFMT` bits.
-    pub(super) kind: u32,
+    pub(crate) kind: u32,
     /// Bytes, as far as they are known.
-    pub(super) size: u64,
+    pub(crate) size: u64,
 }
 
 /// What `file` is.
-pub(super) fn of(file: BorrowedFd<'_>) -> Result<Shown, Errno> {
+pub(crate) fn of(file: BorrowedFd<'_>) -> Result<Shown, Errno> {
     let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
     statx(file.as_raw_fd(), c"", flags)
 }

@@ -6,18 +6,20 @@
 //! | what the daemon need not do any more is taken from it | [`confine`] |
 //! | an open becomes a context, an ioctl goes to the engine | [`daemon`], [`opens`] |
 //! | the caller's memory, files and descriptors | [`caller`], [`identify`] |
+//! | `softiommu run --via` is helped with what FUSE and CUSE lack | [`assist`] |
 //! | a descriptor is put into the caller's table | [`deliver`], [`stopped`] |
 //! | the daemon ends, and the node with it | [`janitor`] |
 //!
 //! `docs/threat-model.md` says who is trusted with what.
 
 mod arch;
+mod assist;
 mod caller;
 mod confine;
 mod daemon;
 mod deliver;
 mod front;
-mod identify;
+pub(crate) mod identify;
 mod janitor;
 mod opens;
 mod ready;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use engine::{Context, Errno, Most, Quota};
 use parking_lot::{Mutex, RwLock};
 
+use super::assist::Assisted;
+
 /// Threads that answer requests of the node.
 pub(super) const THREADS: usize = 512;
 
@@ -56,8 +58,23 @@ fn most_of_memory() -> u64 {
 pub(super) struct Open {
     pub(super) context: Arc<Context>,
     user: Arc<User>,
+    /// For `softiommu run --via`.
+    pub(super) assisted: Assisted,
     /// Requests that are being answered by other threads than the reader.
     apart: AtomicUsize,
+}
+
+impl Open {
+    /// Who opened it.
+    pub(super) fn uid(&self) -> u32 {
+        self.user.uid
+    }
+
+    /// Nobody has it open any more. Answers how many objects would not go.
+    pub(super) fn close(&self) -> usize {
+        self.assisted.close();
+        self.context.close()
+    }
 }
 
 /// One user's share.
@@ -130,7 +147,12 @@ impl Opens {
         };
         let context = make(user.quota.clone());
         let handle = context.id().0;
-        let open = Arc::new(Open { context, user, apart: AtomicUsize::new(0) });
+        let open = Arc::new(Open {
+            context,
+            user,
+            assisted: Assisted::default(),
+            apart: AtomicUsize::new(0),
+        });
         self.by_handle.write().insert(handle, open);
         Ok(handle)
     }

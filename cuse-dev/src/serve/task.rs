@@ -30,13 +30,19 @@ pub(super) fn tracer(tid: u32) -> u32 {
     field(tid, "TracerPid:").unwrap_or(0)
 }
 
+/// The real user of `tid`.
+pub(super) fn uid(tid: u32) -> Option<u32> {
+    field(tid, "Uid:")
+}
+
 fn leader(tid: u32) -> u32 {
     field(tid, "Tgid:").unwrap_or(tid)
 }
 
 fn field(tid: u32, name: &str) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// # Safety
