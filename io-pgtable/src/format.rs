@@ -348,8 +348,8 @@ pub trait Format: Send + Sync + 'static {
         entry & Self::ADDRESS
     }
 
-    /// `attrs` for an entry whose use nobody tracks: as if accessed and written already, so that
-    /// hardware which cannot update entries does not fault.
+    /// `attrs` for an entry whose use nobody tracks: as if accessed, and written where it may be, so
+    /// that hardware which cannot update entries does not fault.
     #[inline]
     fn untracked(attrs: u64) -> u64 {
         attrs

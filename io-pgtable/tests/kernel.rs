@@ -4,7 +4,7 @@
 //! mapped (IOVA, bytes, rights, runs of physical memory), `table` names the root and the levels,
 //! `entry` lines give every entry that is not zero (table, index, value).
 
-use io_pgtable::{AmdV1, Format, Heap, Kind, Memory, Prot, Table, VtdSecond};
+use io_pgtable::{AmdV1, Format, Heap, Kind, Memory, Prot, Table, VtdSecond, X86_64};
 use std::collections::BTreeMap;
 
 struct Map {
@@ -110,6 +110,17 @@ fn vtd_second_stage_is_what_linux_writes() {
             Kind::Table => entry & !(1 << 10),
             _ => entry,
         }
+    });
+}
+
+/// Nothing is forbidden to execute in Linux's tables. VT-d 9.7: bit 9 of an entry that points to a table is
+/// ignored; Linux marks its own tables with it.
+#[test]
+fn vtd_first_stage_is_what_linux_writes() {
+    let text = include_str!("data/linux-7.3-vtd-first.txt");
+    compare::<X86_64>(text, Prot::EXECUTE, |entry, kind| match kind {
+        Kind::Table => entry & !(1 << 9),
+        _ => entry,
     });
 }
 

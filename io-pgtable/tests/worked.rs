@@ -67,6 +67,7 @@ fn x86_64() {
     assert_eq!(leaf(12, R | Prot::EXECUTE | Prot::PRIVILEGED), 0x4000_0001);
     assert_eq!(leaf(30, RW | Prot::EXECUTE), 0x4000_0087);
     assert_eq!(X86_64::attrs(RW | Prot::EXECUTE, false), Ok(0x67), "A and D are set already");
+    assert_eq!(X86_64::attrs(R | Prot::EXECUTE, false), Ok(0x25), "and D where it can be written");
     assert_eq!(X86_64::attrs(Prot::WRITE, true), Err(Error::Unsupported { prot: Prot::WRITE }));
     assert_eq!(X86_64::table(1, 0x2000), 0x2027);
 }
@@ -100,6 +101,7 @@ fn riscv() {
     assert_eq!(leaf(12, R | Prot::EXECUTE | Prot::PRIVILEGED), 0x2000_000b);
     assert_eq!(leaf(16, R), 0x8000_0000_2000_2013);
     assert_eq!(leaf(21, RW | Prot::DEVICE), 0x4000_0000_2000_0017);
+    assert_eq!((RiscV::attrs(RW, false), RiscV::attrs(R, false)), (Ok(0xd6), Ok(0x52)));
     assert_eq!(RiscV::table(1, 0x8000_1000), 0x2000_0401);
     assert_eq!(RiscV::kind(0, 0x2000_0401), Kind::Reserved);
     // Of a leaf: W without R, bits 60:54, PBMT 3, N above level 0 and with another size than 64 KiB, and

@@ -159,6 +159,6 @@ impl Format for RiscV {
 
     #[inline]
     fn untracked(attrs: u64) -> u64 {
-        attrs | A | D
+        if attrs & W != 0 { attrs | A | D } else { attrs | A }
     }
 }

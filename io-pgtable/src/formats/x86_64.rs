@@ -73,6 +73,7 @@ impl Format for X86_64 {
 
     #[inline]
     fn untracked(attrs: u64) -> u64 {
-        attrs | A | D
+        // Not written where nobody may: to a processor, that would be a page of its shadow stack.
+        if attrs & RW != 0 { attrs | A | D } else { attrs | A }
     }
 }

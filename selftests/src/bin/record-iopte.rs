@@ -111,6 +111,12 @@ const VTD: Format = Format {
     },
 };
 
+const X86: Format = Format {
+    next: |entry, level| {
+        (entry & 1 != 0 && entry & 0x80 == 0 && level > 1).then_some(entry & 0x000f_ffff_ffff_f000)
+    },
+};
+
 const AMD: Format = Format {
     next: |entry, _| {
         let next_level = entry >> 9 & 7;
@@ -143,6 +149,18 @@ fn find_table(memory: &File, kind: &str, devfn: u64) -> io::Result<(Format, u64,
         let context = contexts + devfn * 16;
         let levels = (word(memory, context + 8)? & 7) as u32 + 2;
         Ok((VTD, word(memory, context)? & 0x000f_ffff_ffff_f000, levels))
+    } else if kind == "vtd-first" {
+        // VT-d 9.2, 9.4 to 9.6: root, context, PASID directory and PASID table entry in scalable mode;
+        // without a PASID of its own, the device has PASID 0.
+        let roots = register(memory, VTD_REGISTERS + 0x20)? & !0xfff;
+        let contexts = word(memory, roots + devfn / 128 * 8)? & !0xfff;
+        let directory = word(memory, contexts + devfn % 128 * 32)? & !0xfff;
+        let entry = word(memory, directory)? & !0xfff;
+        if word(memory, entry)? >> 6 & 7 != 1 {
+            return Err(Error::other("the device is not translated by a first stage"));
+        }
+        let first = word(memory, entry + 16)?;
+        Ok((X86, first & 0x000f_ffff_ffff_f000, (first >> 2 & 3) as u32 + 4))
     } else {
         // AMD IOMMU 3.4.1: Device Table Base Address; 2.2.2.1: device table entry.
         let table = register(memory, AMD_REGISTERS)? & 0x000f_ffff_ffff_f000;
@@ -220,7 +238,7 @@ fn record(kind: &str, address: &str) -> io::Result<()> {
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
     let [_, kind, address] = &words[..] else {
-        eprintln!("usage: record-iopte vtd|amd PCI-ADDRESS");
+        eprintln!("usage: record-iopte vtd|vtd-first|amd PCI-ADDRESS");
         return ExitCode::from(2);
     };
     match record(kind, address) {
