@@ -9,7 +9,11 @@ use super::{Near, Shared, Table, retire, top_word};
 use crate::raw::Tab;
 use crate::reclaim::Retired;
 use crate::{Config, Error, Format, Kind, Memory, Prot};
+use core::cell::Cell;
 use core::sync::atomic::{Ordering::*, fence};
+
+/// Entries that are too few for the loops of [`super::run`].
+const FEW: usize = 32;
 
 /// A map under way.
 pub(super) struct Mapper<'a, F: Format, M: Memory> {
@@ -124,18 +128,21 @@ impl<F: Format, M: Memory> Table<F, M> {
         // SAFETY: what unlinks tables forgets the one that is near.
         let lowest = unsafe { shared.lowest(&mut self.near, first, last) };
         let Some((0, tab)) = lowest else { return 0 };
+        let from = tab.index(first, shift);
+        // SAFETY: the table has no readers besides its writer.
+        let words = unsafe { tab.cells(from..from + (left >> shift) as usize) };
         let mut mapper =
             Mapper { shared, retired, iova: first, pa, left, sizes, attrs, solo: true };
+        if words.len() <= FEW && all_are(words, F::absent(0)) {
+            mapper.pages(words);
+            return left;
+        }
         if mapper.fill::<false>(0, tab).is_ok() {
             return left;
         }
         // The general way says what is wrong.
         let done = ((left - mapper.left) >> shift) as usize;
-        let from = tab.index(first, shift);
-        // SAFETY: the table has no readers besides its writer.
-        for word in unsafe { tab.cells(from..from + done) } {
-            word.set(F::absent(0));
-        }
+        words[..done].iter().for_each(|word| word.set(F::absent(0)));
         0
     }
 
@@ -331,6 +338,27 @@ impl<F: Format, M: Memory> Mapper<'_, F, M> {
             more = more.min(linear - (self.pa & linear));
         }
         (more.min(self.left - 1) + 1) & !Config::low(lg2)
+    }
+
+    /// Maps all that is left in `words`, entries of level 0 that are as many, a page at a time: of few
+    /// that is quicker than to look for pages that are alike.
+    #[inline]
+    fn pages(&mut self, mut words: &[Cell<u64>]) {
+        let shift = F::shift(0);
+        while !words.is_empty() {
+            let lg2 = self.best();
+            let first = F::leaf(0, lg2, self.attrs, self.pa);
+            // A page's entries repeat, unless each has its own address.
+            let next = if F::OWN_ADDRESS { self.pa.wrapping_add(1 << shift) } else { self.pa };
+            let stride = F::leaf(0, lg2, self.attrs, next).wrapping_sub(first);
+            let (page, rest) = words.split_at(1 << (lg2 - shift));
+            page.iter().fold(first, |entry, word| {
+                word.set(entry);
+                entry.wrapping_add(stride)
+            });
+            self.advance(1 << lg2);
+            words = rest;
+        }
     }
 
     #[inline]
