@@ -42,6 +42,21 @@ pub trait Domain: Send + Sync {
         page_sizes: u64,
     ) -> Result<(), Errno>;
 
+    /// Maps `runs`, each a physical address and bytes, one after another from `iova` on, as
+    /// [`Domain::map`] does. Answers how many bytes are mapped, which are whole runs, and what went
+    /// wrong with the next one.
+    fn map_runs(
+        &self,
+        iova: u64,
+        runs: &[(u64, u64)],
+        prot: Prot,
+        page_sizes: u64,
+    ) -> (u64, Result<(), Errno>) {
+        map_each(runs, |done, physical, length| {
+            self.map(iova + done, physical, length, prot, page_sizes)
+        })
+    }
+
     /// Unmaps `length` bytes at `iova`; both must be bounds of what was mapped. Cuts larger pages.
     fn unmap(&self, iova: u64, length: u64);
 
@@ -63,4 +78,20 @@ pub trait Domain: Send + Sync {
     fn walker(&self) -> Option<&dyn crate::dma::Walk> {
         None
     }
+}
+
+/// Calls `map` (bytes before, physical address, bytes) for each of `runs` until one fails. Answers as
+/// [`Domain::map_runs`] does.
+pub(crate) fn map_each(
+    runs: &[(u64, u64)],
+    mut map: impl FnMut(u64, u64, u64) -> Result<(), Errno>,
+) -> (u64, Result<(), Errno>) {
+    let mut done = 0;
+    for &(physical, length) in runs {
+        if let Err(error) = map(done, physical, length) {
+            return (done, Err(error));
+        }
+        done += length;
+    }
+    (done, Ok(()))
 }

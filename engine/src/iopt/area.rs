@@ -72,7 +72,8 @@ impl Area {
     pub(super) fn map(&self, start: u64, domain: &dyn Domain, huge: bool) -> Result<(), Errno> {
         inject::site("area: batch")?;
         let sizes = if huge { u64::MAX } else { 2 * PAGE_SIZE - 1 } & domain.page_sizes();
-        let mut filler = Filler { domain, prot: self.prot, sizes, iova: start, run: None };
+        let (runs, prot) = ([(0, 0); BATCH], self.prot);
+        let mut filler = Filler { domain, prot, sizes, iova: start, runs, waiting: 0 };
         let mut left = self.length(start);
         let mut skip = self.at % PAGE_SIZE;
         let mut result = Ok(());
@@ -92,34 +93,43 @@ impl Area {
     }
 }
 
+/// Runs of frames that a domain is given at once.
+const BATCH: usize = 64;
+
 /// Joins frames that follow each other before they are mapped.
 struct Filler<'a> {
     domain: &'a dyn Domain,
     prot: Prot,
     sizes: u64,
+    /// Up to here all is mapped.
     iova: u64,
-    /// Physical address and bytes that wait for `iova`.
-    run: Option<(u64, u64)>,
+    /// Physical addresses and bytes that wait for `iova`.
+    runs: [(u64, u64); BATCH],
+    /// How many.
+    waiting: usize,
 }
 
 impl Filler<'_> {
     fn add(&mut self, physical: u64, length: u64) -> Result<(), Errno> {
-        if let Some((first, bytes)) = &mut self.run {
-            if *first + *bytes == physical {
-                *bytes += length;
-                return Ok(());
-            }
+        if let Some((first, bytes)) = self.runs[..self.waiting].last_mut()
+            && *first + *bytes == physical
+        {
+            *bytes += length;
+            return Ok(());
+        }
+        if self.waiting == BATCH {
             self.flush()?;
         }
-        self.run = Some((physical, length));
+        self.runs[self.waiting] = (physical, length);
+        self.waiting += 1;
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), Errno> {
-        if let Some((physical, length)) = self.run.take() {
-            self.domain.map(self.iova, physical, length, self.prot, self.sizes)?;
-            self.iova += length;
-        }
-        Ok(())
+        let runs = &self.runs[..self.waiting];
+        let (done, result) = self.domain.map_runs(self.iova, runs, self.prot, self.sizes);
+        self.iova += done;
+        self.waiting = 0;
+        result
     }
 }

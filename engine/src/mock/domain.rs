@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::table_memory::TableMemory;
 use crate::dma::{Leaf, Ports, Walk, WalkFault};
-use crate::domain::{DirtySink, Domain, Prot};
+use crate::domain::{DirtySink, Domain, Prot, map_each};
 use crate::driver::{HwptFlags, PagingDomain, UserData};
 use crate::memory::PAGE_SIZE;
 use crate::{Errno, inject};
@@ -115,17 +115,30 @@ impl Domain for MockDomain {
         prot: Prot,
         page_sizes: u64,
     ) -> Result<(), Errno> {
+        self.map_runs(iova, &[(physical, length)], prot, page_sizes).1
+    }
+
+    fn map_runs(
+        &self,
+        iova: u64,
+        runs: &[(u64, u64)],
+        prot: Prot,
+        page_sizes: u64,
+    ) -> (u64, Result<(), Errno>) {
         if !prot.intersects(Prot::READ | Prot::WRITE) {
-            return Err(Errno::EINVAL);
+            return (0, Err(Errno::EINVAL));
         }
         // The table's own unit serves where a page of the CPU is asked for.
-        let page_sizes = page_sizes | MOCK_PAGE_SIZE;
-        let mapped = self.table.lock().map(iova, physical, length, table_prot(prot), page_sizes);
-        mapped.map_err(|error| match error {
-            Error::NoMemory => Errno::ENOMEM,
-            Error::Exists { .. } => Errno::EADDRINUSE,
-            Error::OutputTooLarge { .. } | Error::OutOfRange { .. } => Errno::ERANGE,
-            _ => Errno::EINVAL,
+        let (prot, page_sizes) = (table_prot(prot), page_sizes | MOCK_PAGE_SIZE);
+        let mut table = self.table.lock();
+        map_each(runs, |done, physical, length| {
+            let mapped = table.map(iova + done, physical, length, prot, page_sizes);
+            mapped.map_err(|error| match error {
+                Error::NoMemory => Errno::ENOMEM,
+                Error::Exists { .. } => Errno::EADDRINUSE,
+                Error::OutputTooLarge { .. } | Error::OutOfRange { .. } => Errno::ERANGE,
+                _ => Errno::EINVAL,
+            })
         })
     }
 
