@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::mm::Mm;
 use super::ring::{IORING_REGISTER_BUFFERS_UPDATE, Params, Ring, update_bytes};
-use super::rings::{Rings, Wanted};
+use super::rings::{Grain, Rings, Wanted};
 use super::uffd::{self, Uffd};
 use crate::caller::sys;
 use crate::inject::{EXIT_KILL, Tracee, Tracer};
@@ -125,8 +125,14 @@ impl Helper {
     }
 
     /// Free slots for `length` bytes from `address`.
-    pub(super) fn slots(&self, mm: &Mm, address: u64, length: u64) -> Result<Vec<Wanted>, Errno> {
-        self.rings.slots(address, length, |slots| self.new_ring(mm, slots))
+    pub(super) fn slots(
+        &self,
+        mm: &Mm,
+        address: u64,
+        length: u64,
+        grain: Grain,
+    ) -> Result<Vec<Wanted>, Errno> {
+        self.rings.slots(address, length, grain, |slots| self.new_ring(mm, slots))
     }
 
     fn new_ring(&self, mm: &Mm, slots: u32) -> Result<Ring, Errno> {

@@ -14,6 +14,7 @@ use engine::Errno;
 use nix::unistd::Whence;
 use parking_lot::Mutex;
 
+use super::rings::Grain;
 use super::sigbus::{self, Watched};
 
 const PAGE: usize = engine::memory::PAGE_SIZE as usize;
@@ -160,6 +161,11 @@ impl FileMap {
         self.writable
     }
 
+    /// What its pages are.
+    pub(super) fn grain(&self) -> Grain {
+        if self.page > PAGE as u64 { Grain::Huge } else { Grain::Small }
+    }
+
     /// Whether the kernel would pin pages of the file for writing.
     pub(crate) fn pinnable(&self) -> bool {
         self.pinnable
@@ -174,9 +180,19 @@ impl FileMap {
 
     /// Makes the pages from `offset` present, as a pin would. `EFAULT` for what is past the end.
     pub(crate) fn populate(&self, offset: u64, length: usize) -> Result<(), Errno> {
-        let at = self.at(offset, length).ok_or(Errno::EFAULT)?;
         let advice =
             if self.writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+        self.advise(offset, length, advice)
+    }
+
+    /// The same for a pin that follows: to read makes the pages of a shared mapping, too, and many
+    /// with one fault.
+    pub(super) fn prepare(&self, offset: u64, length: usize) -> Result<(), Errno> {
+        self.advise(offset, length, libc::MADV_POPULATE_READ)
+    }
+
+    fn advise(&self, offset: u64, length: usize, advice: i32) -> Result<(), Errno> {
+        let at = self.at(offset, length).ok_or(Errno::EFAULT)?;
         loop {
             // SAFETY: the range lies in our own mapping, and populating changes no contents.
             match unsafe { libc::madvise(at.cast(), length, advice) } {

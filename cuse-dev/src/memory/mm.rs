@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use super::block::Place;
 use super::parking::Parking;
 use super::pfn::Frames;
+use super::rings::Grain;
 use super::vma::{Mappings, Vma};
 use super::{Host, errno};
 use crate::caller::{copying, sys};
@@ -86,6 +87,11 @@ impl Mm {
     pub(super) fn called_by(&self, thread: u32) {
         self.thread.store(thread, Ordering::Relaxed);
         WAITING.set((self.pid, thread));
+    }
+
+    /// What most pages of a range seem to be.
+    pub(super) fn grain(&self, host: &Host, address: u64, length: u64) -> Grain {
+        host.pfns.grain(&self.pagemap, address, length)
     }
 
     /// Appends the frames behind `pages` pages from `address`.

@@ -9,10 +9,12 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use engine::Errno;
+use engine::memory::PAGE_SIZE;
 
+use super::pfn::Frames;
 use super::private::Registered;
 use super::ring::Ring;
-use super::rings::Rings;
+use super::rings::{Grain, Rings};
 use crate::caller::sys;
 
 pub(super) const NO_IO_URING: &str = "io_uring is disabled";
@@ -49,13 +51,16 @@ pub(crate) struct Own {
 }
 
 impl Own {
-    /// Pins `length` bytes of this process from `address`, a mapping that is `writable`. The pages
-    /// that are missing are made.
+    /// Pins `length` bytes of this process from `address`, a mapping that is `writable`, and adds
+    /// their frames, as `look` (address, pages) does, to `frames`. `populate` (address, bytes) makes
+    /// the pages that are missing, which takes a pin longer.
     pub(super) fn pin(
         &self,
-        address: u64,
-        length: u64,
+        (address, length, grain): (u64, u64, Grain),
         writable: bool,
+        frames: &mut Frames,
+        populate: impl Fn(u64, u64) -> Result<(), Errno>,
+        look: impl Fn(&mut Frames, u64, u64) -> Result<(), Errno>,
     ) -> Result<Registered, Refusal> {
         if let Some(why) = self.refused.get() {
             return Err(Refusal::Way(why));
@@ -65,11 +70,15 @@ impl Own {
         }
         let limited =
             *self.limited.get_or_init(|| !sys::raise_memlock(std::process::id(), u64::MAX));
-        let pinned = self.sets[SET.get()].slots(address, length, Ring::own).and_then(|wanted| {
-            let mut pinned = Registered::empty(address, None);
+        let set = &self.sets[SET.get()];
+        let pinned = set.slots(address, length, grain, Ring::own).and_then(|wanted| {
+            let mut pinned = Registered::empty(address, grain, None);
             for one in wanted {
+                populate(one.address, one.length)?;
                 one.ring.register(one.slot, one.address, one.length)?;
+                let (address, pages) = (one.address, one.length / PAGE_SIZE);
                 pinned.push(one);
+                look(frames, address, pages)?;
             }
             Ok(pinned)
         });

@@ -13,15 +13,18 @@ use std::sync::Arc;
 use engine::Errno;
 
 use super::block::{Block, Blocks, HUGE, Place};
+use super::rings::Grain;
 
 const PAGE: u64 = engine::memory::PAGE_SIZE;
-/// Entries of pagemap that are read at once.
-const CHUNK: u64 = 1 << 15;
+/// Entries of pagemap that are read at once: they stay in the processor's first cache.
+const CHUNK: u64 = 1 << 11;
 /// Pagemap's present bit, and the frame's number.
 const PRESENT: u64 = 1 << 63;
 const FRAME: u64 = (1 << 55) - 1;
 /// Pagemap's bit of a page that is swapped out, or on its way to another frame.
 const AWAY: u64 = 1 << 62;
+/// Runs that room is made for beforehand.
+const MOST_ROOM: u64 = 1 << 20;
 /// How often a page that is away is looked for.
 const MOST_LOOKS: u32 = 100;
 
@@ -48,6 +51,14 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
+    /// No frames yet, of as many as `pages`. Room that is not used is given back by
+    /// [`Frames::shrink`], and costs nothing before.
+    pub(crate) fn with_room_for(pages: u64) -> Self {
+        let room = usize::try_from(pages.min(MOST_ROOM)).unwrap_or(0);
+        let (starts, frames) = (Vec::with_capacity(room), Vec::with_capacity(room));
+        Self { starts, frames, ..Self::default() }
+    }
+
     /// Appends `pages` frames from `pfn`.
     fn push(&mut self, pfn: u64, pages: u32) {
         if let (Some(&start), Some(&first)) = (self.starts.last(), self.frames.last())
@@ -104,22 +115,14 @@ impl Pfns {
         Self { mode, blocks: Blocks::default() }
     }
 
-    /// The frames behind `pages` pages from `address`, of the mm that `pagemap` was opened for.
-    /// `place` says which pages they are whoever looks.
-    pub(crate) fn of(
-        &self,
-        pagemap: &File,
-        address: u64,
-        pages: u64,
-        place: Place,
-    ) -> Result<Frames, Errno> {
-        let mut frames = Frames::default();
-        self.add(&mut frames, pagemap, address, pages, place)?;
-        frames.shrink();
-        Ok(frames)
+    /// What most of the `length` bytes from `address` seem to be.
+    pub(super) fn grain(&self, pagemap: &File, address: u64, length: u64) -> Grain {
+        let middle = address + length / 2 / PAGE * PAGE;
+        if is_huge(pagemap, middle) { Grain::Huge } else { Grain::Small }
     }
 
-    /// Appends the frames behind `pages` pages from `address` to `frames`.
+    /// Appends the frames behind `pages` pages from `address`, of the mm that `pagemap` was opened
+    /// for, to `frames`. `place` says which pages they are whoever looks.
     pub(crate) fn add(
         &self,
         frames: &mut Frames,
@@ -130,6 +133,11 @@ impl Pfns {
     ) -> Result<(), Errno> {
         let total = frames.pages().checked_add(pages).ok_or(Errno::ENOMEM)?;
         u32::try_from(total).map_err(|_| Errno::ENOMEM)?;
+        if self.mode == PfnMode::Simulated {
+            let huge = |page: u64| is_huge(pagemap, address + page * PAGE);
+            self.add_simulated(frames, pages, place, &huge);
+            return Ok(());
+        }
         let mut entries = Vec::new();
         let (mut page, mut most) = (0, HUGE);
         while page < pages {
@@ -158,7 +166,7 @@ impl Pfns {
             pagemap.read_exact_at(entries, address / PAGE * 8).map_err(|_| Errno::EFAULT)?;
             let (words, _) = entries.as_chunks::<8>();
             let away = |word: &[u8; 8]| u64::from_ne_bytes(*word) & (PRESENT | AWAY) == AWAY;
-            if self.mode == PfnMode::Simulated || !words.iter().any(away) {
+            if !words.iter().any(away) {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_micros(100));
@@ -170,10 +178,7 @@ impl Pfns {
     /// one's frame says the others'. Answers how many pages that were, of 4 KiB each.
     fn add_huge(&self, frames: &mut Frames, pagemap: &File, addresses: Range<u64>) -> u64 {
         // Elsewhere pages of other sizes are called huge, too.
-        if !cfg!(target_arch = "x86_64")
-            || self.mode != PfnMode::Real
-            || !is_huge(pagemap, addresses.start)
-        {
+        if !cfg!(target_arch = "x86_64") || !is_huge(pagemap, addresses.start) {
             return 0;
         }
         let Some(huge) = next_huge(pagemap, addresses.clone()) else { return 0 };
@@ -207,9 +212,8 @@ impl Pfns {
         }
     }
 
-    /// Frames for `pages` pages of which nothing is known.
-    pub(crate) fn unknown(&self, pages: u64) -> Result<Frames, Errno> {
-        let mut frames = Frames::default();
+    /// Appends frames for `pages` pages of which nothing is known.
+    pub(crate) fn unknown(&self, frames: &mut Frames, pages: u64) -> Result<(), Errno> {
         let pages = u32::try_from(pages).map_err(|_| Errno::ENOMEM)?;
         for first in (0..pages).step_by(HUGE as usize) {
             let block = self.blocks.fresh(false);
@@ -218,7 +222,7 @@ impl Pfns {
             }
             frames.blocks.push(block);
         }
-        Ok(frames)
+        Ok(())
     }
 
     /// Frames for `pages` pages from `place` that nobody has made yet.
@@ -380,7 +384,8 @@ mod tests {
         let pfns = Pfns::new(PfnMode::Real);
         let mut seen = std::collections::HashSet::new();
         for _ in 0..10 {
-            let frames = pfns.unknown(1000).unwrap();
+            let mut frames = Frames::default();
+            pfns.unknown(&mut frames, 1000).unwrap();
             for (pfn, count) in runs(&frames, 0..1000) {
                 assert_eq!(count, 1, "lone pages are not contiguous");
                 assert!(seen.insert(pfn));
@@ -433,8 +438,9 @@ mod tests {
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         let memory = vec![1_u8; 64 * 4096];
         let address = (memory.as_ptr() as u64).next_multiple_of(PAGE);
-        let frames = Pfns::new(PfnMode::Real).of(&pagemap, address, 63, Place::memory(1, address));
-        let frames = frames.unwrap();
+        let mut frames = Frames::with_room_for(63);
+        let place = Place::memory(1, address);
+        Pfns::new(PfnMode::Real).add(&mut frames, &pagemap, address, 63, place).unwrap();
         assert_eq!(frames.pages(), 63);
         assert_eq!(runs(&frames, 0..63).iter().map(|run| run.1).sum::<u64>(), 63);
     }

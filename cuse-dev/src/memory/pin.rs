@@ -1,14 +1,13 @@
 //! Pinned pages of a caller or of a file, as parts that are held in different ways.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 
 use engine::Errno;
 use engine::memory::{Held, PAGE_SIZE, Pin};
 
 use super::Host;
-use super::block::Place;
 use super::map::FileMap;
 use super::mm::Mm;
 use super::pfn::Frames;
@@ -32,34 +31,17 @@ pub(crate) struct Part {
     /// Bytes of the part.
     pub(crate) length: u64,
     pub(crate) hold: Hold,
-    /// Found when the part is made, or for files when somebody asks.
-    frames: OnceLock<Frames>,
+    frames: Frames,
 }
 
 impl Part {
     /// A part of `length` bytes at byte `start` of its pin.
-    pub(crate) fn new(start: u64, length: u64, hold: Hold, frames: Option<Frames>) -> Self {
-        Self { start, length, hold, frames: frames.map_or_else(OnceLock::new, Into::into) }
+    pub(crate) fn new(start: u64, length: u64, hold: Hold, frames: Frames) -> Self {
+        Self { start, length, hold, frames }
     }
 
     fn end(&self) -> u64 {
         self.start + self.length
-    }
-
-    fn frames(&self, host: &Host) -> &Frames {
-        self.frames.get_or_init(|| {
-            let pages = self.length / PAGE_SIZE;
-            let found = match &self.hold {
-                Hold::File { map, offset, .. } => {
-                    map.at(*offset, self.length as usize).ok_or(Errno::EFAULT).and_then(|at| {
-                        let place = Place::file(map.id(), *offset);
-                        host.pfns.of(&host.pagemap, at as u64, pages, place)
-                    })
-                }
-                Hold::Pinned(_) | Hold::Window { .. } => Err(Errno::EFAULT),
-            };
-            found.or_else(|_| host.pfns.unknown(pages)).unwrap_or_default()
-        })
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
@@ -144,7 +126,7 @@ impl Pin for Pages {
             let (start, end) = (bytes.start.max(part.start), bytes.end.min(part.end()));
             if start < end {
                 let inside = (start - part.start) / PAGE_SIZE..(end - part.start) / PAGE_SIZE;
-                part.frames(&self.host).for_each(inside, each);
+                part.frames.for_each(inside, each);
             }
         }
     }

@@ -12,11 +12,13 @@ use super::Host;
 use super::helper::Helper;
 use super::mm::Mm;
 use super::pfn::Frames;
-use super::rings::{PIECE, Slot, Wanted};
+use super::rings::{Grain, Slot, Wanted};
 
 /// A pinned range, in pieces.
 pub(crate) struct Registered {
     address: u64,
+    /// Bytes of a piece; the last one may have less.
+    piece: u64,
     slots: Vec<Slot>,
     /// [`Mm::counted`].
     counted: Option<Arc<AtomicU64>>,
@@ -24,8 +26,8 @@ pub(crate) struct Registered {
 
 impl Registered {
     /// Nothing yet, from `address`.
-    pub(super) fn empty(address: u64, counted: Option<Arc<AtomicU64>>) -> Self {
-        Self { address, slots: Vec::new(), counted }
+    pub(super) fn empty(address: u64, grain: Grain, counted: Option<Arc<AtomicU64>>) -> Self {
+        Self { address, piece: grain.piece(), slots: Vec::new(), counted }
     }
 
     /// The next piece is pinned.
@@ -49,9 +51,10 @@ impl Registered {
         let report = move |result| {
             let _ = done.send(result);
         };
-        helper.pin(mm, helper.slots(mm, address, length)?, report);
-        let mut pinned = Self::empty(address, Some(mm.counted.clone()));
-        let mut frames = Frames::default();
+        let grain = mm.grain(host, address, length);
+        helper.pin(mm, helper.slots(mm, address, length, grain)?, report);
+        let mut pinned = Self::empty(address, grain, Some(mm.counted.clone()));
+        let mut frames = Frames::with_room_for(length / PAGE_SIZE);
         let mut failed = None;
         for result in results {
             // The pieces before one that failed are cleared by dropping.
@@ -98,19 +101,19 @@ impl Registered {
 
     /// The slot of byte `offset`, the address there, and how many bytes follow in the slot.
     fn locate(&self, offset: u64) -> Result<(&Slot, u64, usize), Errno> {
-        let slot = self.slots.get((offset / PIECE) as usize).ok_or(Errno::EFAULT)?;
+        let slot = self.slots.get((offset / self.piece) as usize).ok_or(Errno::EFAULT)?;
         if !slot.holds() {
             return Err(Errno::EFAULT);
         }
-        Ok((slot, self.address + offset, (PIECE - offset % PIECE) as usize))
+        Ok((slot, self.address + offset, (self.piece - offset % self.piece) as usize))
     }
 
     /// Lets the bytes `start..end` go.
     pub(crate) fn release(&self, start: u64, end: u64) {
         let mut at = start;
         while at < end {
-            let index = at / PIECE;
-            let stop = ((index + 1) * PIECE).min(end);
+            let index = at / self.piece;
+            let stop = ((index + 1) * self.piece).min(end);
             let pages = (stop - at) / PAGE_SIZE;
             if let Some(slot) = self.slots.get(index as usize)
                 && pages > 0

@@ -155,7 +155,7 @@ impl ProcessMemory {
             match self.register(address, length) {
                 Ok((registered, frames)) => {
                     let hold = Hold::Pinned(registered);
-                    parts.push(Part::new(start, length, hold, Some(frames)));
+                    parts.push(Part::new(start, length, hold, frames));
                     return Ok(());
                 }
                 Err(Refusal::Pages(error)) => return Err(error),
@@ -172,7 +172,7 @@ impl ProcessMemory {
         self.mm.add_frames(&self.host, &mut frames, address, length / PAGE_SIZE)?;
         frames.shrink();
         let hold = Hold::Window { mm: self.mm.clone(), address, why };
-        parts.push(Part::new(start, length, hold, Some(frames)));
+        parts.push(Part::new(start, length, hold, frames));
         Ok(())
     }
 

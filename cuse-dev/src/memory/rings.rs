@@ -9,18 +9,45 @@ use parking_lot::Mutex;
 
 use super::ring::{MOST_SLOTS, Ring};
 
-/// Bytes that one slot holds at most. (The kernel allows 1 GiB; of smaller pieces the frames can
-/// be read while the next piece is being pinned.)
-pub(super) const PIECE: u64 = 128 << 20;
+/// What a range's pages are, which decides how it is cut into pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grain {
+    /// Small pages.
+    Small,
+    /// Huge ones.
+    Huge,
+}
 
-/// Slots of the first ring; each further one has twice as many. For every huge page that it pins
-/// the kernel looks through all slots of the ring, used or not: few make that cheap for who maps
-/// much at once, and who maps a million pieces needs no thousand rings.
-const FEWEST_SLOTS: u32 = 256;
+impl Grain {
+    /// Bytes that one slot holds at most.
+    ///
+    /// The kernel allows 1 GiB. What it knows of 4096 small pages fits the processor's cache, so that
+    /// their frames are read at once for a third of what it costs later; a call is a few per cent of
+    /// what pinning them costs. Huge ones are few.
+    pub(super) fn piece(self) -> u64 {
+        match self {
+            Self::Small => 16 << 20,
+            Self::Huge => 1 << 30,
+        }
+    }
 
-/// Rings of one mm, more as slots are needed.
+    /// Slots of the first ring; each further one has twice as many. For every huge page that it
+    /// pins the kernel looks through all slots of the ring, used or not: few make that cheap for who
+    /// maps much at once, and who maps a million pieces needs no thousand rings.
+    fn fewest_slots(self) -> u32 {
+        match self {
+            Self::Small => 256,
+            Self::Huge => 16,
+        }
+    }
+}
+
+/// Rings of one mm, more as slots are needed: those of small pages and those of huge ones.
 #[derive(Default)]
-pub(super) struct Rings(Mutex<Vec<Arc<Ring>>>);
+pub(super) struct Rings {
+    small: Mutex<Vec<Arc<Ring>>>,
+    huge: Mutex<Vec<Arc<Ring>>>,
+}
 
 /// A range to be pinned in a slot. The slot is given back when it is dropped.
 pub(super) struct Wanted {
@@ -46,23 +73,28 @@ impl Rings {
         &self,
         address: u64,
         length: u64,
+        grain: Grain,
         new_ring: impl Fn(u32) -> Result<Ring, Errno>,
     ) -> Result<Vec<Wanted>, Errno> {
-        let mut rings = self.0.lock();
-        let mut wanted = Vec::with_capacity(length.div_ceil(PIECE) as usize);
-        for start in (0..length).step_by(PIECE as usize) {
+        let rings = match grain {
+            Grain::Small => &self.small,
+            Grain::Huge => &self.huge,
+        };
+        let (mut rings, piece) = (rings.lock(), grain.piece());
+        let mut wanted = Vec::with_capacity(length.div_ceil(piece) as usize);
+        for start in (0..length).step_by(piece as usize) {
             let found = rings.iter().rev().find_map(|ring| Some((ring.clone(), ring.take_slot()?)));
             let (ring, slot) = match found {
                 Some(found) => found,
                 None => {
-                    let slots = FEWEST_SLOTS << rings.len().min(8);
+                    let slots = grain.fewest_slots() << rings.len().min(10);
                     let ring = Arc::new(new_ring(slots.min(MOST_SLOTS))?);
                     rings.push(ring.clone());
                     let slot = ring.take_slot().ok_or(Errno::ENOMEM)?;
                     (ring, slot)
                 }
             };
-            let (address, length) = (address + start, PIECE.min(length - start));
+            let (address, length) = (address + start, piece.min(length - start));
             wanted.push(Wanted { ring, slot, address, length, kept: false });
         }
         Ok(wanted)

@@ -14,6 +14,7 @@ use super::Host;
 use super::block::Place;
 use super::map::FileMap;
 use super::own::Refusal;
+use super::pfn::Frames;
 use super::pin::{Hold, Part};
 
 /// Bytes of holes that a pin fills.
@@ -67,8 +68,21 @@ fn whole(
 ) -> Result<Part, Errno> {
     let size = usize::try_from(length).map_err(|_| Errno::ENOMEM)?;
     let address = map.at(offset, size).ok_or(Errno::EFAULT)?;
+    let (address, pages) = (address as u64, length / PAGE_SIZE);
+    let mut frames = Frames::with_room_for(pages);
+    let look = |frames: &mut Frames, from: u64, pages: u64| {
+        let place = Place::file(map.id(), offset + (from - address));
+        let before = frames.pages();
+        let found = host.pfns.add(frames, &host.pagemap, from, pages, place);
+        found.or_else(|_| host.pfns.unknown(frames, pages - (frames.pages() - before)))
+    };
     let pinned = match map.pinnable() {
-        true => host.own.pin(address as u64, length, map.writable()),
+        true => {
+            let range = (address, length, map.grain());
+            let populate =
+                |from: u64, length: u64| map.prepare(offset + (from - address), length as usize);
+            host.own.pin(range, map.writable(), &mut frames, populate, look)
+        }
         false => Err(Refusal::Way(FILE_SYSTEM)),
     };
     let pinned = match pinned {
@@ -76,10 +90,13 @@ fn whole(
         Err(Refusal::Pages(error)) => return Err(error),
         Err(Refusal::Way(why)) => {
             map.populate(offset, size)?;
+            frames = Frames::default();
+            look(&mut frames, address, pages)?;
             Err(why)
         }
     };
-    Ok(Part::new(start, length, Hold::File { map: map.clone(), offset, pinned }, None))
+    frames.shrink();
+    Ok(Part::new(start, length, Hold::File { map: map.clone(), offset, pinned }, frames))
 }
 
 /// No page of the range. `ENOMEM` where it is too large to number its frames.
@@ -94,5 +111,5 @@ fn hole(
     map.at(offset, size).ok_or(Errno::EFAULT)?;
     let frames = host.pfns.hole(length / PAGE_SIZE, Place::file(map.id(), offset))?;
     let hold = Hold::File { map: map.clone(), offset, pinned: Err(HOLE) };
-    Ok(Part::new(start, length, hold, Some(frames)))
+    Ok(Part::new(start, length, hold, frames))
 }
