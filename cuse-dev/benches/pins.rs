@@ -1,16 +1,30 @@
 //! What pinning under `softiommu run` costs beyond what holds the pages.
 //!
 //! `cargo bench -p softiommu --bench pins` maps and unmaps memory of four kinds in an IOAS that a
-//! device is attached to, and prints ns a 4K page and `measure NAME RATIO goal GOAL`: the time over
-//! that of the bare registration of the same memory with an io_uring (private memory), or of the bare
-//! mmap of the same file (shared). `--full` takes 1 GiB of each, `--quick` 64 MiB. What a pin costs
-//! the daemon in memory, and a sparse file's map in time, are measured against plain numbers.
+//! device is attached to, and prints ns a 4K page and `measure NAME RATIO goal GOAL`: our time over
+//! the *floor*, which is the least that a process can do to have the kernel hold the same pages:
+//!
+//! - private memory: registering it with an io_uring, and taking that back;
+//! - a file's (memfd, hugetlb): mapping it with all its pages, registering the mapping, and taking
+//!   both back. A mapping that is not populated holds nothing, and one that is not registered lets
+//!   the kernel move the pages and lets a truncation take them, so that it is no pin. What the
+//!   mapping alone costs is printed beside it, as `map_unmap_KIND_to_mmap_alone`.
+//!
+//! Ours and the floor take turns on the same pages and the same processor (`--free` lets the
+//! scheduler choose the processors), each turn gives a ratio, and the median of those is the
+//! measure: machines change their speed from one moment to the next, by several times for page
+//! faults in a VM, but less from one turn to the next. On two processors that have nothing else to do
+//! ours gains by reading frames of one piece while the next is pinned. `--quick` takes 256 MiB of
+//! each instead of 1 GiB, of which what a call costs by itself is four times as much; of huge pages
+//! there are as many as the machine has free. Names (`anon_4k`, `anon_thp`, `hugetlb`, `memfd`,
+//! `memory`, `sparse`) limit what is measured. What a pin costs the daemon in memory, and a sparse file's map in
+//! time, are measured against plain numbers.
 #![allow(unsafe_code)] // ioctls, and memory of all kinds
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::ptr::null_mut;
 use std::time::Instant;
 
@@ -31,119 +45,181 @@ const HUGE: usize = 2 << 20;
 const IOVA: u64 = 1 << 24;
 /// The selftest's accesses pin no more at once.
 const MOST_AT_ONCE: usize = 16 << 20;
-/// Tries of everything; the quickest counts.
-const ROUNDS: usize = 7;
+/// Turns of ours and of the floor.
+const ROUNDS: usize = 15;
 
-/// Kinds of memory: name, what it takes of the bytes asked for, goal.
+/// Kinds of memory: name and goal.
 const PRIVATE: [(&str, f64); 2] = [("anon_4k", 1.2), ("anon_thp", 1.5)];
 const SHARED: [(&str, f64); 2] = [("hugetlb", 1.5), ("memfd", 1.5)];
 
 fn main() {
     if std::env::args().any(|a| a == "--help") {
         return println!(
-            "usage: cargo bench -p softiommu --bench pins [-- --quick | --full]\n\n64 MiB, 1 GiB, or else 256 MiB of each kind of memory."
+            "usage: cargo bench -p softiommu --bench pins [-- --quick] [--free] [KIND...]\n\n\
+            1 GiB, or with --quick 256 MiB, of anon_4k, anon_thp, hugetlb and memfd; memory and \
+            sparse. All on one processor, unless --free."
         );
     }
+    if let Ok(what) = std::env::var(INSIDE) {
+        return inside(&what);
+    }
     let has = |flag: &str| std::env::args().any(|argument| argument == flag);
-    let mib = if has("--full") {
-        1024
-    } else if has("--quick") {
-        64
-    } else {
-        256
-    };
-    let bytes = mib << 20;
-    match std::env::var(INSIDE) {
-        Ok(kind) => inside(&kind, bytes),
-        Err(_) => outside(bytes),
+    if !has("--free") {
+        one_processor();
+    }
+    outside(if has("--quick") { 256 << 20 } else { 1 << 30 });
+}
+
+/// From now on this process, and all that it starts, runs on the processor that it is on.
+fn one_processor() {
+    let mut set = nix::sched::CpuSet::new();
+    // SAFETY: asks only.
+    let cpu = unsafe { libc::sched_getcpu() };
+    let bound = set
+        .set(usize::try_from(cpu).unwrap_or(0))
+        .and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set));
+    if let Err(error) = bound {
+        println!("not bound to a processor: {error}");
     }
 }
 
 /// Runs the other half of each measure under `softiommu run`, and prints them.
 fn outside(bytes: usize) {
-    for (kind, goal) in PRIVATE {
-        let told = run(kind, None);
-        show(kind, bytes, told[0], told[1], goal);
+    for (kind, goal) in PRIVATE.into_iter().filter(|(kind, _)| wanted(kind)) {
+        let mut half = Half::start(&format!("{kind} {bytes}"));
+        let turns: Vec<_> = (0..ROUNDS).map(|_| (half.number(), half.number())).collect();
+        show(kind, bytes, &turns, goal);
     }
-    for (kind, goal) in SHARED {
+    for (kind, goal) in SHARED.into_iter().filter(|(kind, _)| wanted(kind)) {
         let Some((file, bytes)) = file(kind, bytes) else {
             println!("{kind}: SKIPPED: the machine has no such pages free");
             continue;
         };
-        let bare = best(|| {
-            let at = map_file(&file, bytes, libc::MAP_POPULATE);
-            unmap(at, bytes);
-        });
         let ring = io_uring::IoUring::new(2).expect("an io_uring");
-        let held = best(|| {
-            let at = map_file(&file, bytes, libc::MAP_POPULATE);
-            register(&ring, at, bytes);
-            unmap(at, bytes);
-        });
-        let told = run(kind, Some((&file, bytes)));
-        show(kind, bytes, told[0], bare, goal);
-        // A mapping alone lets the kernel move the pages to other frames.
-        println!(
-            "measure map_unmap_{kind}_to_mmap_and_registration {:.2} goal {goal}",
-            told[0] / held
-        );
+        let mut half = Half::start(&format!("{kind} {bytes} {}", file.as_raw_fd()));
+        let (mut turns, mut alone) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let ours = half.number();
+            let floor = time(|| {
+                let at = map_file(&file, bytes, libc::MAP_POPULATE);
+                register(&ring, at, bytes);
+                unmap(at, bytes);
+            });
+            turns.push((ours, floor));
+            let mapping = time(|| unmap(map_file(&file, bytes, libc::MAP_POPULATE), bytes));
+            alone.push(ours / mapping);
+        }
+        show(kind, bytes, &turns, goal);
+        println!("measure map_unmap_{kind}_to_mmap_alone {:.2} no goal", median(alone));
     }
-    let told = run("memory", None);
-    println!("measure pin_bytes_per_lone_page {:.2} goal 16", told[0]);
-    println!("measure pin_bytes_per_page_of_a_run {:.2} goal 1", told[1]);
-    let told = run("sparse", None);
-    println!("measure map_sparse_1tib_seconds {:.3} goal 1", told[0] / 1e9);
+    if wanted("memory") {
+        let mut half = Half::start("memory");
+        println!("measure pin_bytes_per_lone_page {:.2} goal 16", half.number());
+        println!("measure pin_bytes_per_page_of_a_run {:.2} goal 1", half.number());
+    }
+    if wanted("sparse") {
+        let mut half = Half::start("sparse");
+        println!("measure map_sparse_1tib_seconds {:.3} goal 1", half.number() / 1e9);
+    }
 }
 
-fn show(kind: &str, bytes: usize, time: f64, bare: f64, goal: f64) {
-    let pages = (bytes / PAGE) as f64;
+/// Whether `kind` is to be measured: all are, or those that are named.
+fn wanted(kind: &str) -> bool {
+    let mut named = std::env::args().skip(1).filter(|word| !word.starts_with('-')).peekable();
+    named.peek().is_none() || named.any(|name| name == kind)
+}
+
+/// Shows what turns of ours and of the floor came to.
+fn show(kind: &str, bytes: usize, turns: &[(f64, f64)], goal: f64) {
+    let per_page = |times: Vec<f64>| median(times) / (bytes / PAGE) as f64;
     println!(
-        "{kind}: {} MiB, {:.1} ns a page to map and unmap, {:.1} bare",
+        "{kind}: {} MiB, {:.1} ns a page to map and unmap, floor {:.1}",
         bytes >> 20,
-        time / pages,
-        bare / pages
+        per_page(turns.iter().map(|turn| turn.0).collect()),
+        per_page(turns.iter().map(|turn| turn.1).collect())
     );
-    println!("measure map_unmap_{kind} {:.2} goal {goal}", time / bare);
+    let ratio = median(turns.iter().map(|(ours, floor)| ours / floor).collect());
+    println!("measure map_unmap_{kind} {ratio:.2} goal {goal}");
 }
 
-/// What the process under `softiommu run` measured, as numbers.
-fn run(kind: &str, file: Option<(&OwnedFd, usize)>) -> Vec<f64> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_softiommu"));
-    command.args(["run", "--"]).arg(std::env::current_exe().expect("a program has a path"));
-    command.args(std::env::args().skip(1));
-    let what = match file {
-        Some((file, bytes)) => format!("{kind} {} {bytes}", file.as_raw_fd()),
-        None => kind.to_owned(),
-    };
-    let mut child =
-        command.env(INSIDE, what).stdout(Stdio::piped()).spawn().expect("softiommu is built");
-    let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    let told = lines.map(|line| line.expect("text").parse().expect("a number")).collect();
-    assert!(child.wait().expect("a child").success(), "{kind} failed");
-    told
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
 }
 
-fn inside(what: &str, bytes: usize) {
+/// The process under `softiommu run`, which measures one thing for each line that it is sent.
+struct Half {
+    process: Child,
+    ask: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Half {
+    fn start(what: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_softiommu"));
+        command.args(["run", "--"]).arg(std::env::current_exe().expect("a program has a path"));
+        command.env(INSIDE, what).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().expect("softiommu is built");
+        let answers = BufReader::new(process.stdout.take().expect("a pipe"));
+        Self { ask: process.stdin.take(), answers, process }
+    }
+
+    /// The next number that it measures.
+    fn number(&mut self) -> f64 {
+        writeln!(self.ask.as_ref().expect("a pipe")).expect("it reads");
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("text");
+        line.trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Half {
+    fn drop(&mut self) {
+        // Then it ends.
+        self.ask = None;
+        assert!(self.process.wait().expect("a child").success(), "a measure failed");
+    }
+}
+
+/// Waits until a number is asked for. False when no more will be.
+fn asked() -> bool {
+    let mut line = String::new();
+    io::stdin().read_line(&mut line).expect("text") != 0
+}
+
+/// Answers with a number when it is asked for.
+fn answer(number: f64) {
+    if asked() {
+        println!("{number}");
+    }
+}
+
+fn inside(what: &str) {
+    let number = |word: &str| word.parse::<usize>().expect("a number");
     let words: Vec<&str> = what.split(' ').collect();
     match words[..] {
-        ["anon_4k"] => private(bytes, libc::MADV_NOHUGEPAGE),
-        ["anon_thp"] => private(bytes, libc::MADV_HUGEPAGE),
+        ["anon_4k", bytes] => private(number(bytes), libc::MADV_NOHUGEPAGE),
+        ["anon_thp", bytes] => private(number(bytes), libc::MADV_HUGEPAGE),
         ["memory"] => memory(64 << 20),
         ["sparse"] => sparse(),
-        [_, fd, bytes] => {
-            let (fd, bytes) = (fd.parse().expect("a number"), bytes.parse().expect("a number"));
+        [_, bytes, fd] => {
+            let bytes = number(bytes);
             // SAFETY: it was inherited for this.
-            let file = unsafe { OwnedFd::from_raw_fd(fd) };
+            let file = unsafe { OwnedFd::from_raw_fd(number(fd) as i32) };
             let at = map_file(&file, bytes, libc::MAP_POPULATE);
             let iommu = Iommu::new();
             iommu.attach();
-            println!("{}", best(|| iommu.pair(at as u64, bytes)));
+            // The first pin makes what later ones use.
+            iommu.pair(at as u64, bytes);
+            while asked() {
+                println!("{}", time(|| iommu.pair(at as u64, bytes)));
+            }
         }
         _ => unreachable!("{what}"),
     }
 }
 
-/// The time to map and unmap, and that of the bare registration.
+/// In turn the time to map and unmap, and that of the bare registration.
 fn private(bytes: usize, advice: i32) {
     let at = anonymous(bytes, advice);
     touch(at, bytes);
@@ -152,12 +228,11 @@ fn private(bytes: usize, advice: i32) {
     // The first pin makes what later ones use.
     iommu.pair(at as u64, HUGE);
     let ring = io_uring::IoUring::new(2).expect("an io_uring");
-    let (mut pair, mut bare) = (f64::INFINITY, f64::INFINITY);
-    for _ in 0..ROUNDS {
-        pair = pair.min(time(|| iommu.pair(at as u64, bytes)));
-        bare = bare.min(time(|| register(&ring, at, bytes)));
+    register(&ring, at, bytes);
+    while asked() {
+        println!("{}", time(|| iommu.pair(at as u64, bytes)));
+        answer(time(|| register(&ring, at, bytes)));
     }
-    println!("{pair}\n{bare}");
 }
 
 /// Registers the memory, and takes the registration back.
@@ -195,7 +270,7 @@ fn memory(bytes: usize) {
         let before = daemon_bytes();
         iommu.pin(access, at as u64, bytes, iova);
         if index % 2 == 1 {
-            println!("{}", (daemon_bytes() - before).max(0.0) / (bytes / PAGE) as f64);
+            answer((daemon_bytes() - before).max(0.0) / (bytes / PAGE) as f64);
         }
     }
 }
@@ -208,7 +283,7 @@ fn sparse() {
     let at = map_file(&file, 1 << 40, libc::MAP_NORESERVE);
     let iommu = Iommu::new();
     let access = iommu.access();
-    println!("{}", time(|| iommu.map(at as u64, 1 << 40, IOVA)));
+    answer(time(|| iommu.map(at as u64, 1 << 40, IOVA)));
     // A page of it is there when somebody asks.
     touch(at.wrapping_add(1 << 39), 1);
     iommu.pin(access, at as u64 + (1 << 39), PAGE, IOVA + (1 << 39));
@@ -309,10 +384,6 @@ fn time(what: impl FnOnce()) -> f64 {
     let began = Instant::now();
     what();
     began.elapsed().as_nanos() as f64
-}
-
-fn best(mut what: impl FnMut()) -> f64 {
-    (0..ROUNDS).map(|_| time(&mut what)).fold(f64::INFINITY, f64::min)
 }
 
 /// A file with pages, and its bytes: as many as asked for, or as there are free.
