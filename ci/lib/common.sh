@@ -30,26 +30,15 @@ install() {
         { tail -n 20 "$cache/apt.log" >&2; die "apt-get install ${missing[*]} failed, see $cache/apt.log"; }
 }
 
-# The compiler: any cargo from 1.88 on. rustup brings one where there is none: Debian's (from trixie
-# on), else its own installer.
-need_rust() {
-    install gcc libc6-dev pkg-config
-    [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] && PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
-    local have
-    have=$(cargo --version 2>/dev/null | cut -d' ' -f2 || true)
-    if [ -z "$have" ] || [ "$(printf '%s\n1.88.0\n' "$have" | sort -V | head -n1)" != 1.88.0 ]; then
-        say "installing the stable Rust toolchain"
-        if [ "$(id -u)" = 0 ] && { apt-get update -q && apt-get install -y -q rustup; } </dev/null >"$cache/rustup.log" 2>&1; then
-            rustup default stable
-        else
-            install curl ca-certificates
-            local installer=$cache/rustup-init
-            curl --proto =https -fsSL -o "$installer" \
-                "https://static.rust-lang.org/rustup/dist/$(uname -m)-unknown-linux-gnu/rustup-init" &&
-                chmod +x "$installer" && "$installer" -y -q --profile minimal --no-modify-path &&
-                PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
-        fi || die "no Rust toolchain of 1.88 or later (found '${have:-none}'); get one from rustup, then run this again"
-    fi
+# The Debian archive that this machine uses already, in either format of its file.
+debian_archive() {
+    local sources=() file archive
+    for file in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do
+        [ -r "$file" ] && sources+=("$file")
+    done
+    archive=$(sed -nE 's/^URIs: *(\S+).*/\1/p; s/^deb +(\[[^]]*\] +)?(\S+).*/\2/p' "${sources[@]}" /dev/null |
+        grep -v security | head -n1)
+    printf '%s' "${archive:-http://deb.debian.org/debian}"
 }
 
 # lock NAME : one script at a time makes NAME in the cache; the lock ends with the script.
@@ -58,3 +47,5 @@ lock() {
     flock -n "$lock_fd" || { say "waiting for another run that makes $1"; flock "$lock_fd"; }
 }
 unlock() { exec {lock_fd}>&-; }
+
+. "$top/ci/lib/rust.sh"

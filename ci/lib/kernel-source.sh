@@ -12,15 +12,9 @@ kernel_source_at() {
 
 # An apt that has its own lists and its own sources: the machine's stay as they are.
 private_apt() {
-    local dir=$cache/apt command=$1 archive sources=() file
+    local dir=$cache/apt command=$1 archive
     shift
-    for file in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do
-        [ -r "$file" ] && sources+=("$file")
-    done
-    # The archive that this machine already uses, in either format of the file.
-    archive=$(sed -nE 's/^URIs: *(\S+).*/\1/p; s/^deb +(\[[^]]*\] +)?(\S+).*/\2/p' "${sources[@]}" /dev/null |
-        grep -v security | head -n1)
-    archive=${archive:-http://deb.debian.org/debian}
+    archive=$(debian_archive)
     mkdir -p "$dir"/{lists/partial,cache/archives/partial,sources}
     local keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     local own_user=()
