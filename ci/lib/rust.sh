@@ -10,7 +10,7 @@ rust_is_there() {
 
 # need_rust : finds or installs one. Debian's own comes first, as it needs no other archive.
 need_rust() {
-    install gcc libc6-dev pkg-config
+    install gcc libc6-dev pkg-config ca-certificates
     [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] && PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
     local have way
     rust_is_there && return 0
@@ -48,7 +48,7 @@ rust_of_rustup_package() {
 }
 
 rust_of_rustup_installer() {
-    install curl ca-certificates
+    install curl
     local installer=$cache/rustup-init
     curl --proto =https -fsSL -o "$installer" \
         "https://static.rust-lang.org/rustup/dist/$(uname -m)-unknown-linux-gnu/rustup-init" &&
