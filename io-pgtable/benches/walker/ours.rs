@@ -18,17 +18,19 @@ fn page_lg2<F: Format>(config: &Config, lg2: u32) -> Option<u32> {
 
 /// A table of format `F` doing `work`, while `readers` readers of it are registered.
 fn run<F: Format>(name: &str, config: Config, work: Work, readers: usize, report: &mut Report) {
-    let Some(lg2) = page_lg2::<F>(&config, work.lg2) else { return };
     if !report.wants(name, work.name) {
         return;
     }
+    let Some(lg2) = page_lg2::<F>(&config, work.lg2) else {
+        return report.none(name, work.name, "the format has no such page");
+    };
     let gib = work.pages == 1 << 18;
     let pages = if gib { 1 << (30 - lg2) } else { work.pages };
     let len = pages << lg2;
     let base = (len * work.calls).next_power_of_two();
     let room = config.iova_bits.min(config.oa_bits) - 1;
     if (base * 2 - 1) >> room != 0 {
-        return;
+        return report.none(name, work.name, "the table does not reach so far");
     }
     let pool = Pool::new(Heap::new());
     let mut table = Table::<F, _>::new(&pool, config).unwrap();

@@ -72,6 +72,11 @@ impl Report {
         self.rows.insert((work, name.to_string()), row);
     }
 
+    /// Says why there is no row.
+    pub(crate) fn none(&self, name: &str, work: &str, why: &str) {
+        println!("{work:12} {name:21} {why}");
+    }
+
     /// Each format's row for `work`.
     fn formats(&self, work: &str) -> impl Iterator<Item = (&str, &Row)> {
         let ours = |name: &str| !PEERS.contains(&name) && !name.contains("reader");
