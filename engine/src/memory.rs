@@ -29,6 +29,11 @@ pub trait AddressSpace: Send + Sync {
         None
     }
 
+    /// Whether no process has it any more: after exec and exit.
+    fn gone(&self) -> bool {
+        false
+    }
+
     /// The frame that is at `address` now, or nothing where there is none: for reports, which tell
     /// whether a pinned page still is the process's. `EOPNOTSUPP` where that cannot be seen.
     fn frame_at(&self, address: u64) -> Result<Option<u64>, Errno> {

@@ -8,7 +8,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::IoSliceMut;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -130,6 +130,11 @@ impl Mm {
     /// Whether the process left it, as far as is known.
     pub(super) fn left(&self) -> bool {
         self.left.load(Ordering::Acquire)
+    }
+
+    /// Whether the process left it, asked now: who is told of that hears it late.
+    pub(super) fn gone(&self) -> bool {
+        self.left() || !sys::alive(self.pidfd.as_fd()) || self.was_replaced()
     }
 
     /// Whether the process has executed another program since its helper was made.

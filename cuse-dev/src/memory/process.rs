@@ -213,6 +213,10 @@ impl AddressSpace for ProcessMemory {
         self.mm.frame_at(&self.host, address)
     }
 
+    fn gone(&self) -> bool {
+        self.mm.gone()
+    }
+
     fn pid(&self) -> Option<u32> {
         Some(self.mm.pid)
     }

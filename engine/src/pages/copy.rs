@@ -34,10 +34,18 @@ impl Transfer<'_> {
 }
 
 impl Pages {
-    /// Copies at byte `at` by way of the mm, whatever is pinned.
-    pub(crate) fn copy_by_address(&self, at: u64, transfer: Transfer<'_>) -> Result<(), Errno> {
+    /// Copies at byte `at` by way of the mm, whatever is pinned. Of a mm that nobody has any more
+    /// what is pinned is left.
+    pub(crate) fn copy_by_address(&self, at: u64, mut transfer: Transfer<'_>) -> Result<(), Errno> {
         inject::site("pages: copy")?;
-        self.copy_unpinned(at, transfer)
+        let length = transfer.length();
+        let copied = self.copy_unpinned(at, transfer.part(0, length));
+        match &self.source {
+            Source::Memory { memory, .. } if copied == Err(Errno::EFAULT) && memory.gone() => {
+                self.copy(at, transfer)
+            }
+            _ => copied,
+        }
     }
 
     /// Copies at byte `at`. Pinned pages are reached through their pin; others through the mm, or
