@@ -149,7 +149,8 @@ impl CallerProcess {
     /// Whether `tid` is a thread of this very process, and has the mm that is kept here.
     fn is_of(&self, tid: u32) -> bool {
         sys::alive(self.pidfd.as_fd())
-            && sys::is_thread_of(self.pid, tid)
+            // The first thread has the process's id, whoever reaps the process.
+            && (tid == self.pid || sys::is_thread_of(self.pid, tid))
             && self.memory.is_of(self.pid, tid)
     }
 
