@@ -63,10 +63,23 @@ impl Channel {
 
     /// Writes one message. `ENOENT` when the request is not there any more.
     pub(super) fn send(&self, unique: u64, error: i32, parts: &[&[u8]]) -> Result<(), Errno> {
+        /// The kernel takes hold of the pages of each part by itself, which costs more than to copy so
+        /// many bytes once.
+        const SMALL: usize = 128;
         let body: usize = parts.iter().map(|part| part.len()).sum();
         let length = size_of::<proto::OutHeader>() + body;
         let len = u32::try_from(length).map_err(|_| Errno::EOVERFLOW)?;
         let header = proto::OutHeader { len, error, unique };
+        if length <= SMALL {
+            let mut message = [0; SMALL];
+            let mut at = 0;
+            for part in std::iter::once(&header.as_bytes()).chain(parts) {
+                message[at..at + part.len()].copy_from_slice(part);
+                at += part.len();
+            }
+            (&self.device).write(&message[..length]).map_err(errno)?;
+            return Ok(());
+        }
         let mut slices = [IoSlice::new(&[]); 4];
         slices[0] = IoSlice::new(header.as_bytes());
         for (slice, part) in slices[1..].iter_mut().zip(parts) {
