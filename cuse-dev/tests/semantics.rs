@@ -2,18 +2,36 @@
 //!
 //! Each row looks at the bytes through an access of iommufd and through DMA of the mock device, which
 //! it asks for at the control socket. The same program runs on the real kernel
-//! (`ci/vm -- PROGRAM ROW`), where every row was seen to hold.
+//! (`ci/vm -- PROGRAM ROW`), where every row was seen to hold. Root's tests play them as an ordinary user,
+//! too.
 
 mod common;
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::{Place, can_run, finish, softiommu_run, text};
 
 /// Exit status of a row that this machine cannot play.
 const SKIPPED: i32 = 77;
 
-/// Runs rows under `--strict`, and fails with all that went wrong.
+/// A user who has no capability: another one at each call, as the kernel counts what a user has pinned
+/// and takes its time to count that back.
+fn any_user() -> String {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let calls = CALLS.fetch_add(1, Ordering::Relaxed);
+    (20_000 + (std::process::id() * 128 + calls) % 40_000).to_string()
+}
+
+/// Rows that an ordinary user cannot play: they need rights that it lacks on the real kernel, too
+/// (`/dev/mem`, accounting per process, `CAP_IPC_LOCK`).
+const NEED_RIGHTS: [&str; 4] =
+    ["io-memory", "limit-process:anon", "limit-process:memfd", "no-limit"];
+
+/// Runs rows under `--strict`, and fails with all that went wrong: as the user that the tests have and,
+/// if that is root, as an ordinary one.
 fn rows(rows: &[&str]) {
     let Some((place, program)) = program() else { return };
     if !can_run() {
@@ -21,17 +39,77 @@ fn rows(rows: &[&str]) {
     }
     let mut wrong = String::new();
     for row in rows {
-        let socket = place.directory.path().join(row.replace(':', "-"));
-        let mut command = softiommu_run(&["--strict", "--control", socket.to_str().unwrap()]);
-        command.arg(&program).arg(row).env("SEMANTICS_CONTROL", &socket);
-        let output = finish(command);
-        match output.status.code() {
-            Some(0) => {}
-            Some(SKIPPED) => eprintln!("SKIPPED: {row}: the machine lacks what it needs"),
-            _ => wrong += &format!("{row}: {}\n", text(&output)),
+        let mut command = place.command(row, None);
+        command.arg(&program).arg(row);
+        wrong += &outcome(row, command);
+    }
+    if nix::unistd::geteuid().is_root() {
+        let softiommu = place.for_all_users();
+        for row in rows.iter().filter(|row| !NEED_RIGHTS.contains(row)) {
+            let mut command = place.command(row, Some(&softiommu));
+            command.arg(&program).arg(row);
+            wrong += &outcome(&format!("{row} as a user"), command);
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// What went wrong in a row, if anything.
+fn outcome(row: &str, command: Command) -> String {
+    let output = finish(command);
+    match output.status.code() {
+        Some(0) => String::new(),
+        Some(SKIPPED) => {
+            eprintln!("SKIPPED: {row}: the machine lacks what it needs");
+            String::new()
+        }
+        _ => format!("{row}: {}\n", text(&output)),
+    }
+}
+
+/// What rows need of a place.
+trait Rows {
+    /// The daemon's program where every user can run it, in a place that every user can write to.
+    fn for_all_users(&self) -> PathBuf;
+
+    /// `softiommu run` for a row: of the ordinary user, if its program is given.
+    fn command(&self, row: &str, user: Option<&Path>) -> Command;
+}
+
+impl Rows for Place {
+    fn for_all_users(&self) -> PathBuf {
+        let allow = |path: &Path, mode| {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        let directory = self.directory.path();
+        allow(directory, 0o777);
+        let program = directory.join("softiommu");
+        std::fs::copy(env!("CARGO_BIN_EXE_softiommu"), &program).unwrap();
+        // Whatever the umask of who built them.
+        allow(&program, 0o755);
+        allow(&directory.join("semantics"), 0o755);
+        program
+    }
+
+    fn command(&self, row: &str, user: Option<&Path>) -> Command {
+        let name = row.replace(':', "-");
+        let name = if user.is_some() { name + "-user" } else { name };
+        let socket = self.directory.path().join(name);
+        let options = ["--strict", "--control", socket.to_str().unwrap()];
+        let mut command = match user {
+            None => softiommu_run(&options),
+            Some(program) => {
+                let (mut command, user) = (Command::new("setpriv"), any_user());
+                command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]);
+                command.arg("--inh-caps=-all").arg(program).arg("run").args(options).arg("--");
+                // Where every user may be.
+                command.stdin(Stdio::null()).env_remove("RUST_LOG").current_dir("/");
+                command
+            }
+        };
+        command.env("SEMANTICS_CONTROL", &socket);
+        command
+    }
 }
 
 fn program() -> Option<(Place, PathBuf)> {
@@ -64,7 +142,7 @@ fn advice_takes_no_page_from_a_device() {
 }
 
 #[test]
-#[ignore = "the bytes of shared memory are reached through a mapping, which follows the file"]
+#[ignore = "the bytes of a file are reached through a mapping, which follows the file"]
 fn holes_and_truncation_take_no_page_from_a_device() {
     rows(&["remove:memfd", "remove:shared", "punch:memfd", "truncate:memfd"]);
 }
