@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use cuse_dev::control::Warnings;
 use cuse_dev::serve;
 
 use crate::cli::Pfn;
@@ -31,6 +32,9 @@ pub(crate) struct Serve {
     /// Write a line for each call to FILE: caller, command with all fields, result, time
     #[arg(long, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,
+    /// Where `softiommu show` and the like reach this daemon
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
     /// Do as Linux 7.3 does even where it is plainly at fault: see docs/differences.md
     #[arg(long)]
     pub(crate) quirks: bool,
@@ -103,6 +107,8 @@ impl From<Serve> for serve::Options {
             },
             pfn: options.pfn.into(),
             quirks: options.quirks,
+            control: options.control,
+            warnings: Warnings::default(),
         }
     }
 }

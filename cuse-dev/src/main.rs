@@ -38,9 +38,10 @@ fn main() {
         }
         Command::Serve(options) => {
             let log = options.log.clone();
-            if let Err(error) =
-                cuse_dev::serve::serve(&options.into(), || log::set_up(log.as_deref(), None))
-            {
+            let serve: cuse_dev::serve::Options = options.into();
+            let warnings = serve.warnings.clone();
+            let log = move || log::set_up(log.as_deref(), Some(warnings));
+            if let Err(error) = cuse_dev::serve::serve(&serve, log) {
                 eprintln!("softiommu: {error}");
                 std::process::exit(1);
             }

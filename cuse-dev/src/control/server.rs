@@ -34,6 +34,8 @@ const LONGEST_WAIT: u64 = 60_000;
 pub struct Server {
     path: PathBuf,
     listener: UnixListener,
+    /// The process that made it; one that was forked off it takes nothing away.
+    process: u32,
 }
 
 /// What questions are about.
@@ -66,7 +68,7 @@ impl Server {
             }
             other => other?,
         };
-        let server = Self { path: path.to_owned(), listener };
+        let server = Self { path: path.to_owned(), listener, process: std::process::id() };
         // Who connects before this is asked for credentials, too.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         Ok(server)
@@ -112,7 +114,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if self.process == std::process::id() {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -72,8 +72,8 @@ fn drop_capabilities(kept: &[u32]) -> Result<(), Errno> {
 }
 
 /// The system calls that the daemon makes: the ones of every request first. There is no exec, no
-/// fork's wait-less twin that matters (threads need clone), no mount, no new socket but pairs and
-/// datagrams, no change of identity, no module, key, bpf or perf.
+/// fork's wait-less twin that matters (threads need clone), no mount, no new socket but pairs,
+/// datagrams and the peers of the control socket, which listens already, no change of identity, no module, key, bpf or perf.
 const ALLOWED: &[libc::c_long] = &[
     libc::SYS_read,
     libc::SYS_writev,
@@ -162,9 +162,13 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_preadv,
     libc::SYS_readlinkat,
     libc::SYS_readv,
+    libc::SYS_accept4,
+    libc::SYS_getsockopt,
+    libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
+    libc::SYS_setsockopt,
     libc::SYS_socketpair,
     libc::SYS_statx,
 ];

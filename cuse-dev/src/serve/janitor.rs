@@ -1,12 +1,14 @@
-//! Takes a FUSE node away after the daemon, however that ends.
+//! Takes a FUSE node and the control socket away after the daemon, however that ends.
 //!
-//! The daemon gives up the right to unmount. A child that keeps it does nothing but wait for the
+//! The daemon gives up the rights to unmount and to remove files. A child that keeps it does nothing but wait for the
 //! daemon's end: it holds one end of a pipe whose other end only the daemon has. It reads no byte
 //! that anyone else could have written.
 #![allow(unsafe_code)] // fork, while there is one thread.
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use engine::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
@@ -15,15 +17,18 @@ use nix::unistd::{ForkResult, Pid, fork, pipe2, read};
 
 use super::front::Up;
 use super::identify;
+use crate::control::Server;
 use crate::wire::mount;
 
 /// The child, if one is needed.
 pub(super) struct Janitor(Option<(Pid, OwnedFd)>);
 
-/// Starts it for the nodes that leave something behind. To be called with one thread.
-pub(super) fn start(fronts: &mut Vec<Up>) -> Result<Janitor, Errno> {
+/// Starts it for the nodes that leave something behind and the control socket. To be called with one thread.
+pub(super) fn start(fronts: &mut Vec<Up>, control: &mut Option<Server>) -> Result<Janitor, Errno> {
+    let socket = control.as_ref().map(|server| server.path().to_owned());
+    let socket = socket.and_then(|path| Some((inode(&path)?, path)));
     let remains: Vec<_> = fronts.iter().filter_map(Up::remains).collect();
-    if remains.is_empty() {
+    if remains.is_empty() && socket.is_none() {
         return Ok(Janitor(None));
     }
     let (life, ours) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
@@ -33,13 +38,18 @@ pub(super) fn start(fronts: &mut Vec<Up>) -> Result<Janitor, Errno> {
         ForkResult::Child => {
             drop(ours);
             // With them in another process the session would outlive the daemon.
-            drop(std::mem::take(fronts));
+            drop((std::mem::take(fronts), control.take()));
             // What ends the daemon's group must not end its janitor first.
             let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
             close_standard_files();
             while !matches!(read(&life, &mut [0]), Ok(0)) {}
             for (path, device) in remains {
                 tidy(&path, device);
+            }
+            if let Some((ours, path)) = socket
+                && inode(&path) == Some(ours)
+            {
+                let _ = nix::unistd::unlink(&path);
             }
             // SAFETY: the child of a fork ends without what its parent registered for exit.
             unsafe { libc::_exit(0) }
@@ -57,6 +67,12 @@ fn tidy(path: &CStr, device: (u32, u32)) {
             let _ = nix::unistd::unlink(path);
         }
     }
+}
+
+/// Device and inode: another daemon's socket has others.
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// A pipe to whoever started the daemon must not stay open for its sake.

@@ -16,6 +16,7 @@ mod arch;
 mod assist;
 mod caller;
 mod confine;
+mod control;
 mod daemon;
 mod deliver;
 mod front;
@@ -27,12 +28,14 @@ mod stopped;
 mod task;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::{Engine, Errno, Node};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
 use crate::caller::Callers;
+use crate::control::Warnings;
 use crate::event_files::EventFiles;
 use crate::memory::{Host, PfnMode};
 use crate::wire;
@@ -61,6 +64,10 @@ pub struct Options {
     pub limits: Limits,
     /// Where page frame numbers come from. Real ones need CAP_SYS_ADMIN for good.
     pub pfn: PfnMode,
+    /// Where the control socket is; nothing for where `softiommu show` looks by itself.
+    pub control: Option<PathBuf>,
+    /// What was warned of, for who asks at the control socket.
+    pub warnings: Warnings,
 }
 
 /// Why there is no node.
@@ -85,7 +92,8 @@ pub fn serve(options: &Options, prepare: impl FnOnce() -> io::Result<()>) -> Res
     let signals = wait_for_signals().map_err(setup("wait for signals"))?;
     raise_descriptor_limit();
     let mut fronts = front::bring_up(options)?;
-    let janitor = janitor::start(&mut fronts).map_err(setup("start the janitor"))?;
+    let mut control = control::listen(options.control.as_deref())?;
+    let janitor = janitor::start(&mut fronts, &mut control).map_err(setup("start the janitor"))?;
     let events = EventFiles::mount().map_err(setup("mount the event files"))?;
     let host = Host::new(options.pfn).map_err(|error| Error::Setup("look at memory", error))?;
     if options.quirks {
@@ -96,6 +104,9 @@ pub fn serve(options: &Options, prepare: impl FnOnce() -> io::Result<()>) -> Res
     let files = EventFiles::over(events).map_err(setup("serve the event files"))?;
     let engine = Engine::with_quirks(options.quirks);
     host.warn_of_changes(&engine).map_err(|error| Error::Setup("start threads", error))?;
+    if let Some(control) = &control {
+        control::start(control, &engine, options)?;
+    }
     let callers = Callers::new(host);
     callers.expect_deaths().map_err(setup("wait for the death of callers"))?;
     let daemon = Daemon::new(engine, callers, files, options.limits);
