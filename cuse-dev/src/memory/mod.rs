@@ -11,7 +11,15 @@
 //!    reason.
 //!
 //! What follows a file rather than its pages follows it through truncation and hole punching,
-//! too: there the device sees the file's new pages, where the kernel would keep the old ones.
+//! too: there the device sees the file's new pages, where the kernel would keep the old ones. The old
+//! ones are still in the ring's registered buffer, but nothing tells that the mapping does not show
+//! them any more: a page that is missing may also have been unmapped by reclaim, and then the file's
+//! page is the pinned one. To tell the two apart takes a userfaultfd on our own mapping (`SIGBUS` for
+//! missing and minor faults) and, for each fault, a look at the frame that the file has there now.
+//!
+//! Read-only private memory is a window, not a copy: with the kernel's pin a device sees what the
+//! process writes there after an `mprotect` (a VMM that patches its guest's ROM), which a copy would miss.
+//! What a window misses is the page after `munmap`, exec and exit.
 
 pub(crate) mod block;
 pub mod file;
