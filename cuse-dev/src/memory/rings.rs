@@ -22,12 +22,13 @@ impl Grain {
     /// Bytes that one slot holds at most.
     ///
     /// The kernel allows 1 GiB. What it knows of 4096 small pages fits the processor's cache, so that
-    /// their frames are read at once for a third of what it costs later; a call is a few per cent of
-    /// what pinning them costs. Huge ones are few.
+    /// their frames are read at once for half of what it costs later; a call is a few per cent of
+    /// what pinning them costs. Huge ones are few; but where large pages of other sizes are among
+    /// them the kernel looks through all that the slot has already for each.
     pub(super) fn piece(self) -> u64 {
         match self {
             Self::Small => 16 << 20,
-            Self::Huge => 1 << 30,
+            Self::Huge => 128 << 20,
         }
     }
 
