@@ -23,12 +23,13 @@ impl Grain {
     ///
     /// The kernel allows 1 GiB. What it knows of 4096 small pages fits the processor's cache, so that
     /// their frames are read at once for half of what it costs later; a call is a few per cent of
-    /// what pinning them costs. Huge ones are few; but where large pages of other sizes are among
-    /// them the kernel looks through all that the slot has already for each.
+    /// what pinning them costs. Huge ones are few, and for each the kernel looks through all that
+    /// other slots have: so all go into one. (Where large pages of smaller sizes are among them it looks
+    /// through what the slot has, too, and a GiB takes a quarter of a second.)
     pub(super) fn piece(self) -> u64 {
         match self {
             Self::Small => 16 << 20,
-            Self::Huge => 128 << 20,
+            Self::Huge => 1 << 30,
         }
     }
 
