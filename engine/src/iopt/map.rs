@@ -181,6 +181,9 @@ impl State {
     /// aligned as the memory is (so that both can use large pages), in the allowed ranges, and
     /// neither in the first page nor in the last.
     fn choose(&self, length: u64, hint: u64) -> Result<u64, Errno> {
+        if !length.is_multiple_of(self.alignment) {
+            return Err(Errno::EINVAL);
+        }
         if length == 0 || length >= u64::MAX / 2 {
             return Err(Errno::EOVERFLOW);
         }
@@ -190,7 +193,7 @@ impl State {
             hint => natural.min(1 << hint.trailing_zeros()),
         };
         let alignment = alignment.min(MOST_ALIGNMENT);
-        if alignment < self.alignment || !length.is_multiple_of(self.alignment) {
+        if alignment < self.alignment {
             return Err(Errno::EINVAL);
         }
         let wanted = Wanted { length, alignment, offset: hint % PAGE_SIZE };

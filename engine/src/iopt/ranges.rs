@@ -45,7 +45,16 @@ impl Ioas {
         if allowed.iter().any(taken) {
             return Err(Errno::EADDRINUSE);
         }
-        state.allowed = allowed;
+        // What touches is one: a mapping may lie across the border.
+        state.allowed = Vec::with_capacity(allowed.len());
+        for range in allowed {
+            match state.allowed.last_mut() {
+                Some(before) if before.end().checked_add(1) == Some(*range.start()) => {
+                    *before = *before.start()..=*range.end();
+                }
+                _ => state.allowed.push(range),
+            }
+        }
         Ok(())
     }
 

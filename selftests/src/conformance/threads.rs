@@ -137,25 +137,21 @@ fn end(node: &'static CStr, machine: &mut Machine, played: &[(Step, Reply)]) -> 
         }
     }
     for &fd in &contexts {
+        // What cannot be destroyed yet is tried again, as long as anything else goes.
+        let mut busy: Vec<u32> = (1..IDS).collect();
         loop {
-            let mut destroyed = 0;
-            for id in 1..IDS {
+            let mut destroyed = false;
+            busy.retain(|&id| {
                 let destroy = iommu_destroy { size: 8, id };
                 let reply = call(machine, command(fd, Command::Destroy, destroy.as_bytes()));
-                destroyed += u32::from(reply.ok());
-            }
-            if destroyed == 0 {
+                destroyed |= reply.ok();
+                let gone = [nix::errno::Errno::ENOENT, nix::errno::Errno::EBADF];
+                reply.errno().is_some_and(|errno| !gone.contains(&errno))
+            });
+            if !destroyed {
                 break;
             }
         }
-        let busy: Vec<u32> = (1..IDS)
-            .filter(|&id| {
-                let destroy = iommu_destroy { size: 8, id };
-                let reply = call(machine, command(fd, Command::Destroy, destroy.as_bytes()));
-                reply.errno() != Some(nix::errno::Errno::ENOENT)
-                    && reply.errno() != Some(nix::errno::Errno::EBADF)
-            })
-            .collect();
         if !busy.is_empty() {
             return Err(format!("objects that nothing uses cannot be destroyed: {busy:?}"));
         }

@@ -115,3 +115,18 @@ fn accesses_copy_live_bytes_and_respect_rights() {
     let past = world.ioas.copy_at(0x5000 + 3 * PAGE_SIZE - 1, Transfer::Read(&mut [0; 2]));
     assert_eq!(past, Err(Errno::ENOENT));
 }
+
+#[test]
+fn allowed_ranges_that_touch_are_one() {
+    let world = World::new();
+    world.ioas.allow(vec![0x101_0000..=0x101_7fff, 0x101_8000..=0x201_7fff]).unwrap();
+    let mut map = iommu_ioas_map {
+        flags: IOMMU_IOAS_MAP_READABLE,
+        ioas_id: world.ioas.id(),
+        user_va: BUFFER,
+        length: 9 * PAGE_SIZE,
+        ..Default::default()
+    };
+    world.caller.call(&world.context, &mut map).unwrap();
+    assert_eq!(map.iova, 0x101_0000, "across the border of the two");
+}

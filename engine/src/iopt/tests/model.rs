@@ -310,7 +310,16 @@ impl World {
                 };
                 prop_assert_eq!(got, expect);
                 if expect.is_ok() {
-                    self.allowed = new;
+                    // Touching ranges are one.
+                    self.allowed.clear();
+                    for range in new {
+                        match self.allowed.last_mut() {
+                            Some(last) if *last.end() + 1 == *range.start() => {
+                                *last = *last.start()..=*range.end();
+                            }
+                            _ => self.allowed.push(range),
+                        }
+                    }
                 }
             }
             Step::Reserve { at, units } => {

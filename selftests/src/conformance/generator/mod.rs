@@ -78,7 +78,16 @@ const THEMES: &[Theme] = &[
     },
     Theme { prelude: &[ioas::alloc, access::create], weights: [35, 5, 0, 45, 0, 0, 2, 8, 4] },
     Theme {
-        prelude: &[ioas::alloc, device::mock, device::parent, nesting::viommu],
+        prelude: &[
+            ioas::alloc,
+            device::mock,
+            device::parent,
+            nesting::viommu,
+            nesting::vdevice,
+            nesting::event_queue,
+            nesting::nested_by_viommu,
+            nesting::attach,
+        ],
         weights: [10, 15, 0, 2, 60, 5, 0, 2, 4],
     },
     Theme {

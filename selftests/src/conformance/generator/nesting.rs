@@ -17,6 +17,7 @@ pub(super) const RECIPES: &[(u64, Recipe)] = &[
     (7, vdevice),
     (6, event_queue),
     (8, hw_queue),
+    (7, attach),
     (8, event),
     (8, read_events),
     (12, invalidate),
@@ -61,6 +62,10 @@ fn nested(state: &mut State, rng: &mut Rng) -> Option<Made> {
 }
 
 pub(super) fn viommu(state: &mut State, rng: &mut Rng) -> Option<Made> {
+    // Few, so that what belongs to one comes together.
+    if state.all(Kind::Viommu).len() > 1 && rng.chance(80) {
+        return None;
+    }
     let length = *rng.pick(&[0_u32, 24, 24, 24, 8, 16, 32]);
     let kind = if rng.chance(90) { IOMMU_VIOMMU_TYPE_SELFTEST } else { rng.below(3) as u32 };
     let draft = Draft::new(Command::ViommuAlloc)
@@ -87,19 +92,20 @@ pub(super) fn viommu(state: &mut State, rng: &mut Rng) -> Option<Made> {
     }))
 }
 
-fn vdevice(state: &mut State, rng: &mut Rng) -> Option<Made> {
+pub(super) fn vdevice(state: &mut State, rng: &mut Rng) -> Option<Made> {
+    let device = state.any(Kind::Device, rng)?.id;
     let virt = *rng.pick(&[0x99, 0x99, 0x1, 0x100, 0, 0xffff_ffff, 1 << 32, u64::MAX]);
     let draft = Draft::new(Command::VdeviceAlloc)
         .set("viommu_id", state.any(Kind::Viommu, rng)?.id)
-        .set("dev_id", state.any(Kind::Device, rng)?.id)
+        .set("dev_id", device)
         .set("virt_id", virt);
     let id = draft.out("out_vdevice_id");
     Some(draft.call(state).then(move |state, reply, number| {
-        state.made(Kind::Vdevice, reply, number, id, None, virt);
+        state.made(Kind::Vdevice, reply, number, id, Some(device), virt);
     }))
 }
 
-fn event_queue(state: &mut State, rng: &mut Rng) -> Option<Made> {
+pub(super) fn event_queue(state: &mut State, rng: &mut Rng) -> Option<Made> {
     let kind = if rng.chance(85) { IOMMU_VEVENTQ_TYPE_SELFTEST } else { rng.below(4) as u32 };
     let draft = Draft::new(Command::VeventqAlloc)
         .set("viommu_id", state.any(Kind::Viommu, rng)?.id)
@@ -128,8 +134,44 @@ fn hw_queue(state: &mut State, rng: &mut Rng) -> Option<Made> {
     }))
 }
 
+/// Puts a mock device behind a first stage that a vIOMMU made: from there its events reach the guest.
+pub(super) fn attach(state: &mut State, rng: &mut Rng) -> Option<Made> {
+    let viommus: Vec<u64> =
+        state.all(Kind::Viommu).iter().map(|viommu| viommu.id.literal).collect();
+    let mut all = state.all(Kind::Nested);
+    all.retain(|nested| nested.other.is_some_and(|of| viommus.contains(&of.literal)));
+    let nested = rng.any(&all)?.id;
+    Some(
+        Draft::test(IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE, state.any(Kind::MockDevice, rng)?.id)
+            .set("pt_id", nested)
+            .call(state)
+            .into(),
+    )
+}
+
+/// A first stage on a vIOMMU that nothing is wrong with.
+pub(super) fn nested_by_viommu(state: &mut State, rng: &mut Rng) -> Option<Made> {
+    let of = state.any(Kind::Viommu, rng)?.id;
+    let draft = Draft::new(Command::HwptAlloc)
+        .set("dev_id", state.any(Kind::Device, rng)?.id)
+        .set("pt_id", of)
+        .set("data_type", IOMMU_HWPT_DATA_SELFTEST)
+        .set("data_len", 4_u64)
+        .set("data_uptr", BUFFER)
+        .poke(0, half_words([IOMMU_TEST_IOTLB_DEFAULT]));
+    let id = draft.out("out_hwpt_id");
+    Some(draft.call(state).then(move |state, reply, number| {
+        state.made(Kind::Nested, reply, number, id, Some(of), 0);
+    }))
+}
+
 fn event(state: &mut State, rng: &mut Rng) -> Option<Made> {
-    let device = state.any(Kind::Device, rng)?.id;
+    // Only what a guest sees has events.
+    let seen = state.any(Kind::Vdevice, rng).and_then(|vdevice| vdevice.other);
+    let device = match seen.filter(|_| rng.chance(90)) {
+        Some(device) => device,
+        None => state.any(Kind::Device, rng)?.id,
+    };
     Some(Draft::test(IOMMU_TEST_OP_TRIGGER_VEVENT, 0_u64).set("dev_id", device).call(state).into())
 }
 

@@ -33,7 +33,7 @@ pub(super) struct Object {
     pub(super) context: usize,
     pub(super) id: Value,
     pub(super) kind: Kind,
-    /// What belongs to it: a mock device's device, an HWPT's IOAS, a queue's descriptor.
+    /// What belongs to it: a mock device's or vDEVICE's device, an HWPT's IOAS, a queue's descriptor.
     pub(super) other: Option<Value>,
     /// Flags that it was made with, or a vDEVICE's virtual id.
     pub(super) flags: u64,
