@@ -174,3 +174,26 @@ fn killing_the_front_kills_the_program() {
     let mut rest = Vec::new();
     stdout.read_to_end(&mut rest).unwrap();
 }
+
+#[test]
+fn the_front_goes_on_whoever_continues_or_kills_the_stopped_program() {
+    if !can_run() {
+        return;
+    }
+    // The program stops itself; its child, and not the front, wakes it or ends it.
+    let wake = "(until grep -q 'State:.T' /proc/$$/status && grep -q 'State:.T' /proc/$FRONT/status; \
+                do sleep 0.01; done; kill -SIGNAL $$) & kill -STOP $$; exit 7";
+    for (signal, status, killed) in [("CONT", Some(7), None), ("KILL", None, Some(9))] {
+        let script = format!("FRONT=$PPID_OF_SHELL; {}", wake.replace("SIGNAL", signal));
+        let mut command = Command::new("sh");
+        let run = format!(
+            "PPID_OF_SHELL=$$ exec {} run -- sh -c '{}'",
+            env!("CARGO_BIN_EXE_softiommu"),
+            script.replace('\'', "'\\''")
+        );
+        command.args(["-c", &run]);
+        let output = finish(command);
+        assert_eq!(output.status.code(), status, "{}", text(&output));
+        assert_eq!(output.status.signal(), killed, "{}", text(&output));
+    }
+}

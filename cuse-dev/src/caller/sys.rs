@@ -169,16 +169,14 @@ pub(crate) fn raise_memlock(pid: u32, bytes: u64) -> bool {
 
 /// SIGKILL for the process behind `pidfd`.
 pub(crate) fn kill(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+    signal(pidfd, libc::SIGKILL)
+}
+
+/// Sends `signal` to the process behind `pidfd`.
+pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+    let (pidfd, nothing) = (pidfd.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
     // SAFETY: takes integers; the siginfo pointer may be null.
-    let sent = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            libc::SIGKILL,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
-    };
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, nothing, 0) };
     result(sent).map(drop)
 }
 

@@ -22,6 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
 
 /// What the supervisor tells the front.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,9 +93,10 @@ enum End {
 }
 
 /// Stands for the program until it ends, and ends as it did. With `strict` it exits with 1 if
-/// something was left behind and the program itself succeeded. All signals are blocked.
-pub(crate) fn stand_for_program(supervisor: &OwnedFd, strict: bool) -> ! {
-    let end = match wait(supervisor, strict) {
+/// something was left behind and the program itself succeeded. `process` is the supervisor. All
+/// signals are blocked.
+pub(crate) fn stand_for_program(supervisor: &OwnedFd, process: Pid, strict: bool) -> ! {
+    let end = match wait(supervisor, process, strict) {
         Ok(end) => end,
         Err(error) => {
             eprintln!("softiommu: {error}");
@@ -112,7 +114,7 @@ pub(crate) fn stand_for_program(supervisor: &OwnedFd, strict: bool) -> ! {
     }
 }
 
-fn wait(supervisor: &OwnedFd, strict: bool) -> io::Result<End> {
+fn wait(supervisor: &OwnedFd, process: Pid, strict: bool) -> io::Result<End> {
     let signals =
         SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut program = None;
@@ -131,6 +133,10 @@ fn wait(supervisor: &OwnedFd, strict: bool) -> io::Result<End> {
         };
         while let Ok(Some(signal)) = signals.read_signal() {
             let number = signal.ssi_signo as i32;
+            // The supervisor's are for the front itself: the program goes on already.
+            if signal.ssi_pid == process.as_raw() as u32 {
+                continue;
+            }
             if !is_for_the_program(number, signal.ssi_code, stopped) {
                 continue;
             }

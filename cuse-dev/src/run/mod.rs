@@ -42,7 +42,7 @@ mod via;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -108,10 +108,10 @@ fn start(
     #[allow(unsafe_code)] // fork, while there is one thread
     // SAFETY: this process has one thread, so no lock is held that the child could wait for.
     match unsafe { fork() }? {
-        ForkResult::Parent { .. } => {
+        ForkResult::Parent { child } => {
             drop(supervisor);
             descriptors::keep_only(&[front.as_fd()])?;
-            front::stand_for_program(&front, options.strict)
+            front::stand_for_program(&front, child, options.strict)
         }
         ForkResult::Child => {
             drop(front);
@@ -156,12 +156,19 @@ fn supervise(
     // while they are our descendants, where Yama says so.
     nix::sys::prctl::set_child_subreaper(true)?;
     let (name, started) = (&options.command[0], nix::unistd::getppid().as_raw() as u32);
+    let front_process = sys::pidfd_open(started)?;
     let launched = launch::launch(&options.command, inherited).map_err(Failure::Launch)?;
     let pid = launched.pid;
     let program = KillOnDrop(pid);
     setsid()?;
     ignore_signals()?;
-    descriptors::keep_only(&[front.0.as_fd(), launched.listener.as_fd(), launched.status.as_fd()])?;
+    let kept = [
+        front.0.as_fd(),
+        front_process.as_fd(),
+        launched.listener.as_fd(),
+        launched.status.as_fd(),
+    ];
+    descriptors::keep_only(&kept)?;
     raise_descriptor_limit();
     prepare()?;
     let host = Host::new(options.pfn)?;
@@ -180,7 +187,7 @@ fn supervise(
     warn_if_hidden(pid, name);
     die_with_front(front, pid)?;
     std::mem::forget(program);
-    wait_for_tree(pid, front);
+    wait_for_tree(pid, front, front_process.as_fd());
     // Whoever waits for the front finds no socket of an ended daemon.
     drop(control);
     front.tell(News::Left(supervisor.left_behind()));
@@ -296,9 +303,11 @@ fn die_with_front(front: &ToFront, pid: Pid) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until the program and all that it started are gone, as `strace -f` does.
-fn wait_for_tree(program: Pid, front: &ToFront) {
+/// Waits until the program and all that it started are gone, as `strace -f` does. A front that
+/// stopped as the program did goes on as it does, whoever it was that continued or killed it.
+fn wait_for_tree(program: Pid, front: &ToFront, front_process: BorrowedFd<'_>) {
     let flags = WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED | WaitPidFlag::__WALL;
+    let mut stopped = false;
     loop {
         let (pid, news) = match waitpid(None, Some(flags)) {
             Ok(WaitStatus::Exited(pid, status)) => (pid, News::Exited(status)),
@@ -311,6 +320,10 @@ fn wait_for_tree(program: Pid, front: &ToFront) {
         };
         if pid == program {
             front.tell(news);
+            let stops = matches!(news, News::Stopped(_));
+            if std::mem::replace(&mut stopped, stops) && !stops {
+                let _ = sys::signal(front_process, libc::SIGCONT);
+            }
         }
     }
 }
