@@ -7,8 +7,8 @@
 //! 4, 16 and 64 KiB; output addresses of 48 or 52 bits (FEAT_LPA, FEAT_LPA2). The manual counts levels
 //! from the top: 3 is the lowest, and with 52 bits of 4 KiB granules the first is -1.
 //!
-//! Every field was checked against the text of these sections (D8-48 to D8-53, D8-96 and D8-104 are
-//! the tables that say most). Permissions are the manual's Direct ones; in stage 2, memory types are
+//! The fields were checked against the text of D8.3, D8.6 and D8.7 (D8-48 to D8-53, D8-96 and D8-104
+//! are the tables that say most); of D8.4 and D8.5 only the titles were. Permissions are the manual's Direct ones; in stage 2, memory types are
 //! those of HCR_EL2.FWB clear. What is RES0 is not looked at.
 
 use crate::{Config, Dirty, Field, Format, Kind, Prot};
