@@ -106,7 +106,6 @@ fn child() {
     let open = || OpenOptions::new().read(true).write(true).open(&node);
     match what.as_str() {
         "stuck pin" => stuck_pin(&node),
-        "pins" => map_private(&open().unwrap()),
         "descriptors" => {
             let file = open().unwrap();
             for _ in 0..20 {

@@ -3,18 +3,17 @@
 //! One thread takes notifications from the listener and answers them; when a call takes long,
 //! another goes on in its place ([`super::turns`]), so that nobody else is held up.
 
+mod opens;
+
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::account::Totals;
 use engine::file::{EngineFile, ReadBuffer};
-use engine::{Engine, Errno, Node};
+use engine::{Engine, Errno};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::Mode;
 
 use super::arch::Call;
 use super::caller::IoctlCaller;
@@ -23,10 +22,8 @@ use super::debugfs::Debugfs;
 use super::fail_nth::FailNth;
 use super::notify::{Listener, Notification};
 use super::open_files::OpenFiles;
-use super::paths::{Ours, Thread, classify};
-use super::process::{self, process_of};
 use super::turns::Turns;
-use super::{status, trace, via};
+use super::{trace, via};
 use crate::caller::{CallerProcess, Callers, sys};
 use crate::event_files::{EventFiles, FileId, NoMount};
 use crate::memory::Host;
@@ -288,106 +285,6 @@ impl Supervisor {
         }
     }
 
-    fn openat2(&self, call: &Notification) -> Answer {
-        /// `RESOLVE_*` that are about links and mounts, of which there are none on the way to ours.
-        const HARMLESS: u64 =
-            libc::RESOLVE_NO_XDEV | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_SYMLINKS;
-        // struct open_how: flags, mode, resolve. What is wrong with it is the kernel's to say.
-        let mut how = [0; 24];
-        if call.args[3] < 24 || process::read_exact(call.tid, call.args[2], &mut how).is_err() {
-            return Answer::LetThrough;
-        }
-        let word = |at: usize| {
-            let (words, _) = how.as_chunks::<8>();
-            u64::from_ne_bytes(words[at])
-        };
-        let creates = word(0) & (libc::O_CREAT | libc::O_TMPFILE) as u64 != 0;
-        if word(1) != 0 && !creates || word(2) & !HARMLESS != 0 {
-            return Answer::LetThrough;
-        }
-        self.open(call, call.args[0] as i32, call.args[1], word(0))
-    }
-
-    fn open(&self, call: &Notification, directory: i32, path: u64, flags: u64) -> Answer {
-        let Ok(path) = process::read_string(call.tid, path) else { return Answer::LetThrough };
-        let base = || {
-            let link = if directory == libc::AT_FDCWD {
-                format!("/proc/{}/cwd", call.tid)
-            } else {
-                format!("/proc/{}/fd/{directory}", call.tid)
-            };
-            let target = std::fs::read_link(link).ok()?;
-            Some(std::os::unix::ffi::OsStringExt::into_vec(target.into_os_string()))
-        };
-        let follow = flags & libc::O_NOFOLLOW as u64 == 0;
-        let ours = classify(&path, base).or_else(|| {
-            let path = if follow { link_target(call.tid, directory, &path) } else { None }?;
-            classify(&path, || None)
-        });
-        let Some(ours) = ours else { return Answer::LetThrough };
-        if self.listener.still_waits(call).is_err() {
-            return Answer::LetThrough;
-        }
-        self.open_ours(call, ours, OFlag::from_bits_retain(flags as i32))
-    }
-
-    fn open_ours(&self, call: &Notification, ours: Ours, flags: OFlag) -> Answer {
-        let opened = match ours {
-            // Names the file without opening it: nothing of iommufd can be done with it.
-            Ours::Iommu | Ours::VfioContainer if flags.contains(OFlag::O_PATH) => {
-                nix::fcntl::open("/dev/null", flags & !OFlag::O_DIRECTORY, Mode::empty())
-            }
-            Ours::Iommu => self.open_node(Node::Iommu, flags),
-            // The daemon's, if it serves one.
-            Ours::VfioContainer if self.via.is_some() => return Answer::LetThrough,
-            Ours::VfioContainer => self.open_node(Node::VfioContainer, flags),
-            // The kernel opens the device anew, not the file.
-            Ours::Descriptor(thread, fd) => match self.node_of(call, thread, fd) {
-                Some(node) => self.open_node(node, flags),
-                None => return Answer::LetThrough,
-            },
-            Ours::FailNth(thread) => match thread_id(call, thread) {
-                Some(tid) => self.fail_nth.open(tid, flags),
-                None => Err(Errno::ENOENT),
-            },
-            Ours::Status(thread) => match self.open_status(call, thread) {
-                Some(opened) => opened,
-                None => return Answer::LetThrough,
-            },
-            Ours::Debugfs(path) => match self.debugfs.as_ref().and_then(|d| d.find(&path)) {
-                Some(path) => open_knob(path, flags),
-                None => return Answer::LetThrough,
-            },
-        };
-        match opened {
-            Ok(fd) => Answer::Descriptor(fd, flags.contains(OFlag::O_CLOEXEC)),
-            Err(errno) => errno.into(),
-        }
-    }
-
-    fn open_node(&self, node: Node, flags: OFlag) -> Result<OwnedFd, Errno> {
-        if flags.contains(OFlag::O_CREAT | OFlag::O_EXCL) {
-            return Err(Errno::EEXIST);
-        }
-        if flags.contains(OFlag::O_DIRECTORY) {
-            return Err(Errno::ENOTDIR);
-        }
-        match &self.via {
-            Some(via) => via.open_for(flags),
-            None => self.open_files.open_node(node, flags),
-        }
-    }
-
-    /// Which node the caller's own descriptor `fd` is an open of.
-    fn node_of(&self, call: &Notification, thread: Thread, fd: i32) -> Option<Node> {
-        // Without a context there is none, and most programs' descriptors cost nothing.
-        if self.open_files.len() == 0 || thread_id(call, thread).is_none() {
-            return None;
-        }
-        let (_, _, id) = self.caller_file(call, fd)?;
-        Some(self.open_files.context(id)?.context.node())
-    }
-
     /// What the caller's descriptor `fd` is. Nothing where it is not ours, or where we may not
     /// look.
     fn caller_file(
@@ -528,26 +425,6 @@ impl Supervisor {
         Answer::Result(transfer(&*file))
     }
 
-    /// `/proc/PID/status`, if anything is pinned of the process.
-    fn open_status(&self, call: &Notification, thread: Thread) -> Option<Result<OwnedFd, Errno>> {
-        if self.open_files.len() == 0 && self.via.is_none() {
-            return None;
-        }
-        let tid = match thread {
-            Thread::Caller => call.tid,
-            Thread::Leader => process_of(call.tid)?,
-            Thread::Id(tid) => tid,
-        };
-        if let Some(via) = &self.via {
-            let (totals, shown) = via.pins(process_of(tid)?).ok()?;
-            return (totals != Totals::default()).then(|| status::open(tid, totals, shown));
-        }
-        let process = self.callers.resolve(tid).ok()?;
-        let totals = self.engine.accounts().totals(process.memory().id());
-        let shown = process.pins_show();
-        (totals != Totals::default()).then(|| status::open(tid, totals, shown))
-    }
-
     /// A descriptor for `file`, to be given to a caller.
     pub(crate) fn open_file(&self, file: Arc<dyn EngineFile>) -> Result<OwnedFd, Errno> {
         match &self.event_files {
@@ -572,26 +449,6 @@ impl Supervisor {
     }
 }
 
-/// The absolute path that `path` leads to, if its last component is a symbolic link.
-fn link_target(tid: u32, directory: i32, path: &[u8]) -> Option<Vec<u8>> {
-    use std::os::unix::ffi::{OsStrExt, OsStringExt};
-    let start = match (path.first(), directory) {
-        (Some(b'/'), _) => format!("/proc/{tid}/root"),
-        (_, libc::AT_FDCWD) => format!("/proc/{tid}/cwd"),
-        _ => format!("/proc/{tid}/fd/{directory}"),
-    };
-    let whole = PathBuf::from(format!("{start}/"))
-        .join(std::ffi::OsStr::from_bytes(path).to_str()?.trim_start_matches('/'));
-    // Nearly no file is a link, and asking costs one call.
-    let first = std::fs::read_link(&whole).ok()?;
-    let target = match std::fs::canonicalize(&whole) {
-        Ok(target) => target,
-        // A link to a node that the machine has not.
-        Err(_) => first,
-    };
-    Some(target.into_os_string().into_vec())
-}
-
 /// What a read of no bytes reads into.
 struct NoRoom;
 
@@ -603,19 +460,4 @@ impl ReadBuffer for NoRoom {
     fn put(&mut self, bytes: &[u8]) -> Result<(), Errno> {
         if bytes.is_empty() { Ok(()) } else { Err(Errno::EFAULT) }
     }
-}
-
-/// The thread whose file in `/proc` the caller means, if it is in the caller's process.
-fn thread_id(call: &Notification, thread: Thread) -> Option<u32> {
-    let process = process_of(call.tid)?;
-    match thread {
-        Thread::Caller => Some(call.tid),
-        Thread::Leader => Some(process),
-        Thread::Id(tid) => process_of(tid).filter(|of| *of == process).map(|_| tid),
-    }
-}
-
-fn open_knob(path: PathBuf, flags: OFlag) -> Result<OwnedFd, Errno> {
-    let kept = OFlag::O_ACCMODE | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK;
-    nix::fcntl::open(&path, (flags & kept) | OFlag::O_CLOEXEC, Mode::empty())
 }
