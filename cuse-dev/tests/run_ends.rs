@@ -50,6 +50,19 @@ fn what_cannot_be_run_is_told_as_by_a_shell() {
 }
 
 #[test]
+fn nothing_is_left_in_the_temporary_directory() {
+    if !can_run() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let mut command = shell("echo 1 >/sys/kernel/debug/failslab/times");
+    command.env("TMPDIR", place.path());
+    let output = finish(command);
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn inherited_dispositions_reach_the_program() {
     if !can_run() {
         return;

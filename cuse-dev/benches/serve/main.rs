@@ -212,9 +212,8 @@ fn main() {
         println!("SKIPPED: this needs root and /dev/{front}");
         return;
     }
-    let directory = std::env::temp_dir().join(format!("softiommu-bench-{}", std::process::id()));
-    std::fs::create_dir(&directory).unwrap();
-    let (null, served) = (Served::null(&front, &directory), Served::softiommu(&front));
+    let directory = tempfile::tempdir().unwrap();
+    let (null, served) = (Served::null(&front, directory.path()), Served::softiommu(&front));
     let (null_node, node) = (null.open(), served.open());
     let ioas = alloc(&node);
     let mut buffer = vec![1; 8192];
@@ -248,5 +247,4 @@ fn main() {
     println!("measure serve_idle_cpu_ticks {} goal 0", after.0 - before.0);
     println!("measure serve_idle_switches {} goal 0", after.1 - before.1);
     drop((null, served));
-    let _ = std::fs::remove_dir_all(directory);
 }

@@ -43,7 +43,7 @@ pub(crate) struct Supervisor {
     open_files: OpenFiles,
     callers: Callers,
     fail_nth: FailNth,
-    debugfs: Option<Debugfs>,
+    debugfs: Debugfs,
     /// Or why there are none.
     event_files: Result<EventFiles, NoMount>,
     /// The user knows why there are none.
@@ -109,10 +109,6 @@ impl Supervisor {
         quirks: bool,
         via: Option<via::Node>,
     ) -> Result<Arc<Self>, Errno> {
-        let debugfs = Debugfs::new().unwrap_or_else(|error| {
-            tracing::warn!(%error, "no directory for the fault-injection knobs");
-            None
-        });
         let event_files = EventFiles::new();
         let engine = Engine::with_quirks(quirks);
         host.warn_of_changes(&engine).map_err(|error| crate::memory::errno(&error))?;
@@ -123,7 +119,7 @@ impl Supervisor {
             engine,
             callers: Callers::new(host),
             fail_nth: FailNth::default(),
-            debugfs,
+            debugfs: Debugfs::default(),
             event_files,
             told: AtomicBool::new(false),
             turns: Turns::default(),
@@ -164,6 +160,7 @@ impl Supervisor {
             left = self.left();
         }
         self.callers.forget();
+        self.debugfs.remove();
         let own = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
         let released = self.open_files.totals().0;
         tracing::debug!(released, ?left, own_descriptors = own, "all callers are gone");

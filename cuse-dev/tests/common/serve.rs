@@ -13,12 +13,14 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::Signal;
+use tempfile::TempDir;
 
 pub(crate) const DESTROY: u32 = 0x3b80;
 pub(crate) const IOAS_ALLOC: u32 = 0x3b81;
@@ -37,6 +39,8 @@ pub(crate) struct Daemon {
     pub(crate) process: Child,
     pub(crate) node: PathBuf,
     pub(crate) log: std::sync::Arc<std::sync::Mutex<String>>,
+    /// Where callers find this program.
+    place: OnceLock<TempDir>,
 }
 
 impl Daemon {
@@ -83,7 +87,7 @@ impl Daemon {
                 *rest.lock().unwrap() += &format!("{line}\n");
             }
         });
-        Some(Self { process, node: Path::new("/dev").join(name), log })
+        Some(Self { process, node: Path::new("/dev").join(name), log, place: OnceLock::new() })
     }
 
     pub(crate) fn open(&self) -> File {
@@ -111,6 +115,16 @@ impl Daemon {
         }
     }
 
+    /// This program where every user can execute it.
+    fn helper(&self) -> PathBuf {
+        let file = self.place.get_or_init(place_for_all).path().join("helper");
+        if !file.exists() {
+            std::fs::copy(std::env::current_exe().unwrap(), &file).unwrap();
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        file
+    }
+
     /// A caller in another process: this program, doing `what`.
     pub(crate) fn caller(&self, what: &str) -> Command {
         self.caller_by("env", &[], what)
@@ -121,7 +135,7 @@ impl Daemon {
         let mut command = Command::new(launcher);
         command
             .args(options)
-            .arg(helper())
+            .arg(self.helper())
             .args(["--exact", "child", "--nocapture", "--test-threads=1"])
             .env("SERVE_TEST_CHILD", what)
             .env("SERVE_TEST_NODE", &self.node)
@@ -145,23 +159,14 @@ pub(crate) fn can_mount() -> bool {
     fuse(&Root::File { mode: 0o600 }, "softiommu-test").is_ok()
 }
 
-/// This program where every user can execute it.
-pub(crate) fn helper() -> PathBuf {
-    static HELPER: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-    let make = || {
-        let mut path = PathBuf::from(format!("/tmp/softiommu-serve-test-{}", std::process::id()));
-        if std::fs::create_dir(&path).is_err() {
-            path =
-                std::env::temp_dir().join(format!("softiommu-serve-test-{}", std::process::id()));
-            std::fs::create_dir_all(&path).unwrap();
-        }
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-        let file = path.join("helper");
-        std::fs::copy(std::env::current_exe().unwrap(), &file).unwrap();
-        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
-        file
-    };
-    HELPER.get_or_init(make).clone()
+/// A place whose programs every user can execute.
+fn place_for_all() -> TempDir {
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.prefix("softiommu-serve-test-");
+    // The environment's own may be for one user.
+    let place = builder.tempdir_in("/tmp").or_else(|_| builder.tempdir()).unwrap();
+    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    place
 }
 
 pub(crate) fn ioctl<T>(file: &File, command: u32, argument: &mut T) -> Result<i32, Errno> {

@@ -88,7 +88,7 @@ impl Supervisor {
                 Some(opened) => opened,
                 None => return Answer::LetThrough,
             },
-            Ours::Debugfs(path) => match self.debugfs.as_ref().and_then(|d| d.find(&path)) {
+            Ours::Debugfs(path) => match self.debugfs.find(&path) {
                 Some(path) => open_knob(path, flags),
                 None => return Answer::LetThrough,
             },
