@@ -3,6 +3,8 @@
 //! Prints `measure NAME RATIO goal GOAL`: the time of two calls (a pair) over that of two null calls
 //! on the node of a minimal server in C ([`null.c`](null.c)), on the same front end. Both have their
 //! turns, and each one's quickest round counts, so that a busy machine disturbs the ratio little.
+//! Beside them, for what such a ratio can be at least: that of a server, as small, which copies the
+//! argument of each call from its caller, and every other one back.
 //! Then calls a second with several callers on both, and what the daemon does while nobody calls.
 //!
 //! Needs root, a C compiler, and FUSE; `SERVE_BENCH=cuse` measures CUSE, where the kernel has it.
@@ -60,20 +62,26 @@ impl Served {
         Self { process, node }
     }
 
-    fn null(front: &str, directory: &Path) -> Self {
+    /// The server of `null.c`, as `name`, with more arguments.
+    fn null(front: &str, directory: &Path, name: &str, more: &[&str]) -> Self {
         let (program, source) = (directory.join("null"), directory.join("null.c"));
-        std::fs::write(&source, include_str!("null.c")).unwrap();
-        let built = Command::new("cc").args(["-O2", "-o"]).args([&program, &source]).status();
-        assert!(built.is_ok_and(|status| status.success()), "a C compiler");
-        let mut command = Command::new(program);
-        if front == "cuse" {
-            command.args(["cuse", "softiommu-null"]);
-            return Self::start(command, "/dev/softiommu-null".into());
+        if !program.exists() {
+            std::fs::write(&source, include_str!("null.c")).unwrap();
+            let built = Command::new("cc").args(["-O2", "-o"]).args([&program, &source]).status();
+            assert!(built.is_ok_and(|status| status.success()), "a C compiler");
         }
-        let file = directory.join("node");
-        File::create(&file).unwrap();
-        command.arg("fuse").arg(&file);
-        Self::start(command, file)
+        let mut command = Command::new(program);
+        let node = if front == "cuse" {
+            command.args(["cuse", name]);
+            Path::new("/dev").join(name)
+        } else {
+            let file = directory.join(name);
+            File::create(&file).unwrap();
+            command.arg("fuse").arg(&file);
+            file
+        };
+        command.args(more);
+        Self::start(command, node)
     }
 
     fn softiommu(front: &str) -> Self {
@@ -213,16 +221,19 @@ fn main() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let (null, served) = (Served::null(&front, directory.path()), Served::softiommu(&front));
-    let (null_node, node) = (null.open(), served.open());
+    let null = Served::null(&front, directory.path(), "softiommu-null", &[]);
+    let copying = Served::null(&front, directory.path(), "softiommu-copy", &["copy"]);
+    let served = Served::softiommu(&front);
+    let (null_node, copying_node, node) = (null.open(), copying.open(), served.open());
     let ioas = alloc(&node);
     let mut buffer = vec![1; 8192];
     let start = buffer.as_ptr().align_offset(4096);
     let page = &mut buffer[start..start + 4096];
-    let mut best = [f64::INFINITY; 3];
+    let mut best = [f64::INFINITY; 4];
     for _ in 0..ROUNDS {
         let round = [
             time(|| null_pair(&null_node)),
+            time(|| null_pair(&copying_node)),
             time(|| alloc_pair(&node)),
             time(|| map_pair(&node, ioas, page)),
         ];
@@ -230,8 +241,9 @@ fn main() {
             *best = best.min(this);
         }
     }
-    let [null_time, alloc_time, map_time] = best;
+    let [null_time, copying_time, alloc_time, map_time] = best;
     println!("front end: {front}; null call: {:.0} ns", null_time / 2.0);
+    println!("a server that copies arguments: {:.2}", copying_time / null_time);
     println!("measure serve_ioas_alloc_destroy {:.2} goal 1.15", alloc_time / null_time);
     println!("measure serve_ioas_map_unmap_4k {:.2} goal 1.5", map_time / null_time);
     for callers in CALLERS {
@@ -246,5 +258,5 @@ fn main() {
     let after = served.spent();
     println!("measure serve_idle_cpu_ticks {} goal 0", after.0 - before.0);
     println!("measure serve_idle_switches {} goal 0", after.1 - before.1);
-    drop((null, served));
+    drop((null, copying, served));
 }

@@ -1,7 +1,10 @@
 /*
  * The least that a FUSE or CUSE server can do: each ioctl is answered with 0, by one thread.
- * usage: null fuse FILE | null cuse NAME. Writes a line once it serves.
+ * With "copy", the least that one can do which has arguments: it copies 12 bytes from the caller,
+ * and back to it for every other ioctl.
+ * usage: null fuse FILE [copy] | null cuse NAME [copy]. Writes a line once it serves.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
@@ -11,7 +14,22 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static int device;
+static int device, copies;
+
+static void copy(const struct fuse_in_header *in)
+{
+	const struct fuse_ioctl_in *ioctl = (const void *)(in + 1);
+	static int back;
+	char argument[12];
+	struct iovec ours = { argument, sizeof(argument) };
+	struct iovec theirs = { (void *)ioctl->arg, sizeof(argument) };
+
+	if (process_vm_readv(in->pid, &ours, 1, &theirs, 1, 0) < 0)
+		perror("copy");
+	back = !back;
+	if (back && process_vm_writev(in->pid, &ours, 1, &theirs, 1, 0) < 0)
+		perror("copy");
+}
 
 static void reply(__u64 unique, int error, const void *body, size_t length)
 {
@@ -49,6 +67,9 @@ static void answer(const struct fuse_in_header *in)
 	}
 	case FUSE_IOCTL: {
 		struct fuse_ioctl_out out = { .result = 0 };
+
+		if (copies)
+			copy(in);
 		reply(in->unique, 0, &out, sizeof(out));
 		break;
 	}
@@ -97,7 +118,8 @@ int main(int argc, char **argv)
 {
 	static char buffer[1 << 17];
 
-	if (argc != 3 || (strcmp(argv[1], "cuse") ? begin_fuse(argv[2]) : begin_cuse(argv[2]))) {
+	copies = argc == 4 && !strcmp(argv[3], "copy");
+	if (argc != 3 + copies || (strcmp(argv[1], "cuse") ? begin_fuse(argv[2]) : begin_cuse(argv[2]))) {
 		perror("null");
 		return 1;
 	}
