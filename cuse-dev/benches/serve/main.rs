@@ -8,20 +8,20 @@
 //! Then calls a second with several callers on both, and what the daemon does while nobody calls.
 //!
 //! Needs root, a C compiler, and FUSE; `SERVE_BENCH=cuse` measures CUSE, where the kernel has it.
-#![allow(unsafe_code)] // ioctls
+
+#[path = "../pairs/mod.rs"]
+mod pairs;
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ioctl_abi::command::iommufd::{
-    IOMMU_DESTROY, IOMMU_IOAS_ALLOC, IOMMU_IOAS_MAP, IOMMU_IOAS_UNMAP,
-};
-use ioctl_abi::iommufd::{iommu_destroy, iommu_ioas_alloc, iommu_ioas_map, iommu_ioas_unmap};
+use ioctl_abi::command::iommufd::IOMMU_IOAS_ALLOC;
+use ioctl_abi::iommufd::iommu_ioas_alloc;
+use pairs::{alloc, alloc_pair, call, map_pair, page, time};
 
 const ROUNDS: usize = 40;
 const PAIRS: u32 = 200;
@@ -137,56 +137,10 @@ impl Drop for Served {
     }
 }
 
-fn call<T>(node: &File, command: u32, argument: &mut T) -> i32 {
-    let pointer = std::ptr::from_mut(argument);
-    // SAFETY: each command is called with its own struct.
-    unsafe { libc::ioctl(node.as_raw_fd(), command.into(), pointer) }
-}
-
 fn null_pair(node: &File) {
     for _ in 0..2 {
         assert_eq!(call(node, IOMMU_IOAS_ALLOC, &mut iommu_ioas_alloc::default()), 0);
     }
-}
-
-fn alloc(node: &File) -> u32 {
-    let size = size_of::<iommu_ioas_alloc>() as u32;
-    let mut alloc = iommu_ioas_alloc { size, ..Default::default() };
-    assert_eq!(call(node, IOMMU_IOAS_ALLOC, &mut alloc), 0);
-    alloc.out_ioas_id
-}
-
-fn alloc_pair(node: &File) {
-    let id = alloc(node);
-    let mut destroy = iommu_destroy { size: size_of::<iommu_destroy>() as u32, id };
-    assert_eq!(call(node, IOMMU_DESTROY, &mut destroy), 0);
-}
-
-fn map_pair(node: &File, ioas_id: u32, page: &mut [u8]) {
-    let mut map = iommu_ioas_map {
-        size: size_of::<iommu_ioas_map>() as u32,
-        flags: 7,
-        ioas_id,
-        user_va: page.as_mut_ptr() as u64,
-        length: page.len() as u64,
-        iova: 0x10_0000,
-        ..Default::default()
-    };
-    assert_eq!(call(node, IOMMU_IOAS_MAP, &mut map), 0);
-    let mut unmap = iommu_ioas_unmap {
-        size: size_of::<iommu_ioas_unmap>() as u32,
-        ioas_id,
-        iova: map.iova,
-        length: map.length,
-    };
-    assert_eq!(call(node, IOMMU_IOAS_UNMAP, &mut unmap), 0);
-}
-
-/// Nanoseconds of one pair.
-fn time(mut pair: impl FnMut()) -> f64 {
-    let began = Instant::now();
-    (0..PAIRS).for_each(|_| pair());
-    began.elapsed().as_nanos() as f64 / f64::from(PAIRS)
 }
 
 /// Calls a second by so many callers, each with a file of its own.
@@ -227,15 +181,14 @@ fn main() {
     let (null_node, copying_node, node) = (null.open(), copying.open(), served.open());
     let ioas = alloc(&node);
     let mut buffer = vec![1; 8192];
-    let start = buffer.as_ptr().align_offset(4096);
-    let page = &mut buffer[start..start + 4096];
+    let page = page(&mut buffer);
     let mut best = [f64::INFINITY; 4];
     for _ in 0..ROUNDS {
         let round = [
-            time(|| null_pair(&null_node)),
-            time(|| null_pair(&copying_node)),
-            time(|| alloc_pair(&node)),
-            time(|| map_pair(&node, ioas, page)),
+            time(PAIRS, || null_pair(&null_node)),
+            time(PAIRS, || null_pair(&copying_node)),
+            time(PAIRS, || alloc_pair(&node)),
+            time(PAIRS, || map_pair(&node, ioas, page)),
         ];
         for (best, this) in best.iter_mut().zip(round) {
             *best = best.min(this);
