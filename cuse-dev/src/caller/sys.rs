@@ -99,24 +99,41 @@ pub(crate) fn real_uid(pidfd: BorrowedFd<'_>) -> Result<u32, Errno> {
     if info.mask & CREDENTIALS == 0 { Err(Errno::ESRCH) } else { Ok(info.ruid) }
 }
 
+/// Capabilities 0 to 31, or 32 to 63, of a thread.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Capabilities {
+    pub(crate) effective: u32,
+    pub(crate) permitted: u32,
+    pub(crate) inheritable: u32,
+}
+
+/// What `capget` and `capset` take first: the layout of the rest, and whose (0 for this thread).
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    tid: u32,
+}
+
+/// The capabilities of the thread `tid`, or of this one for 0.
+pub(crate) fn capabilities(tid: u32) -> Result<[Capabilities; 2], Errno> {
+    let mut header = CapabilityHeader { version: CAPABILITY_VERSION_3, tid };
+    let mut sets = [Capabilities::default(); 2];
+    // SAFETY: version 3 reads the header and writes two sets; both outlive the call.
+    result(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) })?;
+    Ok(sets)
+}
+
+/// Gives this thread other capabilities.
+pub(crate) fn set_capabilities(sets: &[Capabilities; 2]) -> Result<(), Errno> {
+    let mut header = CapabilityHeader { version: CAPABILITY_VERSION_3, tid: 0 };
+    // SAFETY: version 3 reads the header and two sets; both outlive the call.
+    result(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) }).map(drop)
+}
+
 /// Whether `tid` has `capability` (a `CAP_*` number) in its effective set.
 pub(crate) fn effective_capability(tid: u32, capability: u32) -> Result<bool, Errno> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: u32,
-    }
-    #[repr(C)]
-    #[derive(Clone, Copy, Default)]
-    struct Sets {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    let mut header = Header { version: CAPABILITY_VERSION_3, pid: tid };
-    let mut sets = [Sets::default(); 2];
-    // SAFETY: version 3 reads the header and writes two `Sets`; both outlive the call.
-    result(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) })?;
+    let sets = capabilities(tid)?;
     let word = sets.get((capability / 32) as usize).ok_or(Errno::EINVAL)?;
     Ok(word.effective & (1 << (capability % 32)) != 0)
 }

@@ -1,14 +1,12 @@
 //! Takes from the daemon what it does not need once the node is up: capabilities, the way to get
 //! new ones, and the system calls that it never makes.
-#![allow(unsafe_code)] // capset and seccomp have no safe wrapper.
+#![allow(unsafe_code)] // Some of prctl and seccomp have no safe wrapper.
 
 use engine::Errno;
 use libc::sock_filter;
 
+use crate::caller::sys;
 use crate::memory::PfnMode;
-
-/// `_LINUX_CAPABILITY_VERSION_3` of `<linux/capability.h>`.
-const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// Numbers of `<linux/capability.h>`, with what they are for.
 const KEPT: [u32; 5] = [
@@ -34,18 +32,6 @@ pub(super) fn confine(pfn: PfnMode) -> Result<(), Errno> {
 
 /// Leaves `kept`, as far as they are there, and takes the rest out of every set.
 fn drop_capabilities(kept: &[u32]) -> Result<(), Errno> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    #[repr(C)]
-    #[derive(Clone, Copy, Default)]
-    struct Sets {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
     let mask = kept.iter().fold(0_u64, |mask, &number| mask | 1 << number);
     for number in (0..64).filter(|number| mask & 1 << number == 0) {
         // Past the last capability this answers EINVAL; without CAP_SETPCAP EPERM, and then what
@@ -55,20 +41,14 @@ fn drop_capabilities(kept: &[u32]) -> Result<(), Errno> {
     }
     // SAFETY: takes integers.
     unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
-    let mut header = Header { version: CAPABILITY_VERSION_3, pid: 0 };
-    let mut sets = [Sets::default(); 2];
-    // SAFETY: version 3 reads the header and writes, then reads, two `Sets`, which live that long.
-    unsafe {
-        Errno::result(libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()))?;
-        for (word, set) in sets.iter_mut().enumerate() {
-            let mask = (mask >> (32 * word)) as u32;
-            set.permitted &= mask;
-            set.effective = set.permitted;
-            set.inheritable = 0;
-        }
-        Errno::result(libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()))?;
+    let mut sets = sys::capabilities(0)?;
+    for (word, set) in sets.iter_mut().enumerate() {
+        let mask = (mask >> (32 * word)) as u32;
+        set.permitted &= mask;
+        set.effective = set.permitted;
+        set.inheritable = 0;
     }
-    Ok(())
+    sys::set_capabilities(&sets)
 }
 
 /// The system calls that the daemon makes: the ones of every request first. There is no exec, no
