@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::serve::{
     Daemon, PATIENCE, READABLE, destroy, fault_queue, ioas_alloc, map_as, map_private,
-    use_fault_queue,
+    use_fault_queue, use_fault_queues,
 };
 use nix::sys::signal::Signal;
 
@@ -165,12 +165,7 @@ fn child() {
     let node = std::env::var("SERVE_TEST_NODE").unwrap();
     let open = || OpenOptions::new().read(true).write(true).open(&node);
     match what.as_str() {
-        "descriptors" => {
-            let file = open().unwrap();
-            for _ in 0..20 {
-                use_fault_queue(&file);
-            }
-        }
+        "descriptors" => use_fault_queues(&open().unwrap()),
         "lowest" => {
             let file = open().unwrap();
             let expected = File::open("/dev/null").unwrap();

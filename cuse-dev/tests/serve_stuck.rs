@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::serve::{
     Daemon, IOAS_ALLOC, PATIENCE, destroy, ioas_alloc, map_at, map_private, never_answering,
-    use_fault_queue,
+    use_fault_queues,
 };
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -106,12 +106,7 @@ fn child() {
     let open = || OpenOptions::new().read(true).write(true).open(&node);
     match what.as_str() {
         "stuck pin" => stuck_pin(&node),
-        "descriptors" => {
-            let file = open().unwrap();
-            for _ in 0..20 {
-                use_fault_queue(&file);
-            }
-        }
+        "descriptors" => use_fault_queues(&open().unwrap()),
         "refused" => {
             let file = open().unwrap();
             let begin = Instant::now();

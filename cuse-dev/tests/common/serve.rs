@@ -206,6 +206,13 @@ pub(crate) fn use_fault_queue(file: &File) {
     assert_eq!(destroy(file, id), Ok(()));
 }
 
+/// A caller that does so several times.
+pub(crate) fn use_fault_queues(file: &File) {
+    for _ in 0..20 {
+        use_fault_queue(file);
+    }
+}
+
 pub(crate) const IOVA: u64 = 1 << 24;
 
 /// `IOMMU_IOAS_MAP_FIXED_IOVA` and `IOMMU_IOAS_MAP_READABLE`.

@@ -2,5 +2,6 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod bench;
 pub mod caller;
 pub mod iommu;
