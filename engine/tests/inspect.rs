@@ -152,7 +152,7 @@ fn a_walk_shows_every_level_and_sets_no_bit() {
     assert_eq!((found.hwpt, found.ioas), (Some(hwpt), Some(bench.ioas)));
     let steps = &found.stages[0].steps;
     assert!(steps.len() > 2, "{steps:?}");
-    assert!(steps.last().unwrap().text.contains("page of 2^12 bytes"), "{steps:?}");
+    assert!(steps.last().unwrap().text.contains("page of 4 KiB at"), "{steps:?}");
     let pfn = bench.caller.memory.pfn(BUFFER).unwrap();
     assert_eq!(found.physical, Some(format!("{:#x}", pfn * PAGE_SIZE + 0x123)));
     assert!(!found.dirty);

@@ -87,13 +87,13 @@ impl fmt::Display for Error {
                 write!(f, "{bits:#x} is not a multiple of the page size {page_size:#x}")
             }
             Self::NoPageSize { mask } => write!(f, "no page size of the format is in {mask:#x}"),
-            Self::Unsupported { prot } => write!(f, "the format cannot express {prot:?}"),
+            Self::Unsupported { prot } => write!(f, "the format cannot express {prot}"),
             Self::Exists { iova } => write!(f, "IOVA {iova:#x} is mapped already"),
             Self::NotMapped { iova } => write!(f, "IOVA {iova:#x} is not mapped"),
             Self::InsideEntry { iova, lg2 } => {
                 write!(f, "the boundary is inside the entry of 2^{lg2} bytes at IOVA {iova:#x}")
             }
-            Self::Denied { iova, prot } => write!(f, "IOVA {iova:#x} permits only {prot:?}"),
+            Self::Denied { iova, prot } => write!(f, "IOVA {iova:#x} permits only {prot}"),
             Self::NoMemory => f.write_str("no memory for a table"),
             Self::Malformed { iova, entry } => {
                 write!(f, "malformed entry {entry:#x} on the way to IOVA {iova:#x}")

@@ -1,5 +1,7 @@
 //! Permissions and memory types, in words that every format shares.
 
+use core::fmt;
+
 use bitflags::bitflags;
 
 bitflags! {
@@ -23,5 +25,25 @@ bitflags! {
         const NONCACHED = 1 << 5;
         /// The memory is a device's registers.
         const DEVICE = 1 << 6;
+    }
+}
+
+/// As `READ | WRITE`, or `none`.
+impl fmt::Display for Prot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() { f.write_str("none") } else { bitflags::parser::to_writer(self, f) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::Prot;
+
+    #[test]
+    fn rights_read_as_a_list() {
+        assert_eq!((Prot::READ | Prot::EXECUTE).to_string(), "READ | EXECUTE");
+        assert_eq!(Prot::empty().to_string(), "none");
     }
 }

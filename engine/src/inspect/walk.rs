@@ -132,7 +132,10 @@ impl Attached {
         let (result, next) = match found {
             Ok(leaf) => {
                 let next = leaf.translate(iova);
-                (format!("IOVA {next:#x} of the second stage, {:?}", leaf.prot), Some(next))
+                let mut text = format!("IOVA {next:#x} of the second stage, ");
+                // A String takes all that is written.
+                let _ = bitflags::parser::to_writer(&leaf.prot, &mut text);
+                (text, Some(next))
             }
             Err(fault) => (words(fault).to_owned(), None),
         };

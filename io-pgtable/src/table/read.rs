@@ -67,7 +67,10 @@ impl fmt::Display for Step {
         match self.kind {
             Kind::Absent => f.write_str("absent"),
             Kind::Table => write!(f, "table at {pa:#x}, next level {next}"),
-            Kind::Leaf => write!(f, "page of 2^{lg2} bytes at {pa:#x}, {prot:?}"),
+            Kind::Leaf => {
+                let unit = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"][*lg2 as usize / 10];
+                write!(f, "page of {} {unit} at {pa:#x}, {prot}", 1_u32 << (lg2 % 10))
+            }
             Kind::Reserved => f.write_str("reserved"),
         }
     }
