@@ -70,7 +70,8 @@ impl BackingFile for HostFile {
             return Err(Errno::EINVAL);
         }
         let kind = FileKind { size: self.size(), ..self.kind };
-        if end > kind.size.next_multiple_of(kind.page as u64) {
+        // Of a page that the file ends in the kernel pins nothing, either.
+        if end > kind.size {
             return Err(Errno::EINVAL);
         }
         if write && !self.writable {
