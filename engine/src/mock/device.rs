@@ -99,7 +99,9 @@ impl MockDevice {
         let viommu = match domain {
             HwDomain::Paging(domain) => {
                 let domain = MockDomain::of(&**domain).ok_or(Errno::EINVAL)?;
-                if domain.tracks_dirty() && self.flags.contains(DeviceFlags::NO_DIRTY) {
+                // The mock does not ask this of what a PASID gets.
+                let must_track = pasid == NO_PASID && domain.tracks_dirty();
+                if must_track && self.flags.contains(DeviceFlags::NO_DIRTY) {
                     return Err(Errno::EINVAL);
                 }
                 None
