@@ -218,16 +218,13 @@ impl Ioas {
             let touched = byte / PAGE_SIZE..(byte + length).div_ceil(PAGE_SIZE);
             // One page alone is taken with the copy's own rights.
             let pinned = touched.end - touched.start > 1 && pin(&pages);
-            if pinned {
-                pages.acquire(touched.clone())?;
-            }
             let part = transfer.part(at - iova, length);
-            let by_address = !pinned && matches!(pages.source(), Source::Memory { .. });
-            let copied =
-                if by_address { pages.copy_by_address(byte, part) } else { pages.copy(byte, part) };
-            if pinned {
-                pages.release(touched);
-            }
+            let memory = matches!(pages.source(), Source::Memory { .. });
+            let copied = match (pinned, memory) {
+                (true, _) => pages.copy_by_pin(byte, part),
+                (false, true) => pages.copy_by_address(byte, part),
+                (false, false) => pages.copy(byte, part),
+            };
             copied?;
             if last == *range.end() {
                 return Ok(());

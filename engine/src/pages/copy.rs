@@ -1,8 +1,11 @@
 //! Copying to and from pages with the CPU, for accesses.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::Errno;
 use crate::inject;
-use crate::memory::PAGE_SIZE;
+use crate::memory::{PAGE_SIZE, Pin};
 
 use super::{Pages, Source};
 
@@ -33,6 +36,39 @@ impl Transfer<'_> {
     }
 }
 
+/// Pages that a pin holds.
+struct Piece {
+    first: u64,
+    count: u64,
+    /// The first page's number in the pin.
+    in_pin: u64,
+    pin: Arc<dyn Pin>,
+}
+
+/// Pages that are pinned for one copy.
+struct Lent {
+    first: u64,
+    count: u64,
+    pin: Arc<dyn Pin>,
+}
+
+impl Lent {
+    fn piece(&self) -> Piece {
+        Piece { first: self.first, count: self.count, in_pin: 0, pin: self.pin.clone() }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.pin.release(0..self.count);
+    }
+}
+
+/// The pages of `length` bytes at byte `at`.
+fn touched(at: u64, length: u64) -> Range<u64> {
+    at / PAGE_SIZE..(at + length).div_ceil(PAGE_SIZE)
+}
+
 impl Pages {
     /// Copies at byte `at` by way of the mm, whatever is pinned. Of a mm that nobody has any more
     /// what is pinned is left.
@@ -50,20 +86,62 @@ impl Pages {
 
     /// Copies at byte `at`. Pinned pages are reached through their pin; others through the mm, or
     /// by pinning a file's for as long as it takes.
-    pub(crate) fn copy(&self, at: u64, mut transfer: Transfer<'_>) -> Result<(), Errno> {
+    pub(crate) fn copy(&self, at: u64, transfer: Transfer<'_>) -> Result<(), Errno> {
         inject::site("pages: copy")?;
-        let length = transfer.length();
-        let end = at + length;
-        let pages = at / PAGE_SIZE..end.div_ceil(PAGE_SIZE);
-        let pinned: Vec<_> = {
-            let state = self.state.lock();
-            let runs = state.runs.overlapping(&pages);
-            runs.map(|(first, run)| (first, run.length, run.at, run.pin.clone())).collect()
-        };
+        let pinned = self.pieces(&touched(at, transfer.length()));
+        self.copy_by_pins(at, transfer, &pinned)
+    }
+
+    /// Copies at byte `at` by way of pins alone: pages that have none get one for as long as it
+    /// takes, all before the first byte is copied. Nobody is charged for these, as in the kernel.
+    pub(crate) fn copy_by_pin(&self, at: u64, transfer: Transfer<'_>) -> Result<(), Errno> {
+        if matches!(self.source, Source::Dmabuf { .. }) {
+            return self.copy(at, transfer);
+        }
+        let touched = touched(at, transfer.length());
+        let holes = self.state.lock().runs.holes(&touched);
+        let mut lent = Vec::with_capacity(holes.len());
+        for pages in holes {
+            inject::site("pages: pin")?;
+            let count = pages.end - pages.start;
+            lent.push(Lent { first: pages.start, count, pin: self.pin_pages(pages.start, count)? });
+        }
+        inject::site("pages: copy")?;
+        let mut pinned = self.pieces(&touched);
+        pinned.extend(lent.iter().map(Lent::piece));
+        pinned.sort_by_key(|piece| piece.first);
+        self.copy_by_pins(at, transfer, &pinned)
+    }
+
+    /// What is pinned of `pages`, in order.
+    fn pieces(&self, pages: &Range<u64>) -> Vec<Piece> {
+        let state = self.state.lock();
+        let runs = state.runs.overlapping(pages);
+        runs.map(|(first, run)| Piece {
+            first,
+            count: run.length,
+            in_pin: run.at,
+            pin: run.pin.clone(),
+        })
+        .collect()
+    }
+
+    /// Copies at byte `at`: what `pinned` has, which is in order, by way of that.
+    fn copy_by_pins(
+        &self,
+        at: u64,
+        mut transfer: Transfer<'_>,
+        pinned: &[Piece],
+    ) -> Result<(), Errno> {
+        let end = at + transfer.length();
         let mut done = at;
-        for (first, count, in_pin, pin) in pinned {
-            let from = (first * PAGE_SIZE).max(at);
+        for Piece { first, count, in_pin, pin } in pinned {
+            let from = (first * PAGE_SIZE).max(done);
             let to = ((first + count) * PAGE_SIZE).min(end);
+            // Somebody may have pinned meanwhile what was lent to us.
+            if to <= from {
+                continue;
+            }
             self.copy_unpinned(done, transfer.part(done - at, from - done))?;
             let offset = in_pin * PAGE_SIZE + (from - first * PAGE_SIZE);
             match transfer.part(from - at, to - from) {
