@@ -114,19 +114,22 @@ impl Viommu for MockViommu {
         }
         let queues = self.queues.clone();
         let depends_on = queue.index.checked_sub(1);
-        Ok(NewHwQueue { queue: Box::new(Running { queues, index }), depends_on })
+        // Linux's mock forgets the index of a queue, and frees the first one's place for each.
+        let place = if self.handle.quirks() { 0 } else { index };
+        Ok(NewHwQueue { queue: Box::new(Running { queues, place }), depends_on })
     }
 }
 
 /// A hardware queue, until it is dropped.
 struct Running {
     queues: Arc<Mutex<[bool; IOMMU_TEST_HW_QUEUE_MAX as usize]>>,
-    index: usize,
+    /// The place that is free when it ends.
+    place: usize,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.queues.lock()[self.index] = false;
+        self.queues.lock()[self.place] = false;
     }
 }
 

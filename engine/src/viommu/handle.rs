@@ -60,6 +60,11 @@ impl ViommuHandle {
         self.shared.context_id
     }
 
+    /// Whether to do as Linux does where Linux is plainly at fault.
+    pub fn quirks(&self) -> bool {
+        self.shared.context.upgrade().is_some_and(|context| context.engine().quirks())
+    }
+
     /// The device that the guest calls `virt_id`.
     pub fn device(&self, virt_id: u64) -> Option<Arc<dyn IommuDevice>> {
         self.shared.state.lock().devices.get(&virt_id).cloned()

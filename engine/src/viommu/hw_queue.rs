@@ -45,7 +45,8 @@ impl HwQueues {
         let same = |q: &HwQueue| q.queue_type == queue_type && q.index == index;
         let found =
             |(_, queue): &&(u32, Weak<HwQueue>)| queue.upgrade().is_some_and(|queue| same(&queue));
-        let &(id, _) = queues.iter().find(found)?;
+        // The one made last: with Linux's quirks there may be several.
+        let &(id, _) = queues.iter().rfind(found)?;
         context.objects().get(id).ok()
     }
 
