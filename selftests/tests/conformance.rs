@@ -84,7 +84,9 @@ fn conforms(name: &str) {
     let golden = std::fs::read_to_string(here(&format!("golden/linux-7.3/{name}.txt")))
         .expect("recorded by ci/record");
     let child = Command::new(softiommu)
-        .args(["run", "--", env!("CARGO_BIN_EXE_softiommu-probe")])
+        .arg("run")
+        .args((name == "quirks").then_some("--quirks"))
+        .args(["--", env!("CARGO_BIN_EXE_softiommu-probe")])
         .arg(here(&format!("programs/{name}.probe")))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -143,6 +145,6 @@ macro_rules! programs {
 }
 
 programs! {
-    access bits change_process dmabuf domain edges faults faults_wait fork found hwpt ids ioas memfd memlock
-    memlock_mm mmap pasid pointers rlimit_mode sizes vfio viommu viommu2
+    access bits change_process dmabuf domain edges faults faults_wait fork found found2 hwpt ids ioas memfd memlock
+    memlock_mm mmap pasid pointers quirks rlimit_mode sizes vfio viommu viommu2
 }
