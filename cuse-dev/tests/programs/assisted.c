@@ -1,37 +1,13 @@
 /* What a node by CUSE or FUSE cannot do alone, one thing for each argument: mmap of an iommufd, a read
  * of no bytes, VmPin. Exits with 0 when all went as with the kernel. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
+#include "iommufd.h"
 
-#define IOMMU_DESTROY 0x3b80
-#define IOMMU_IOAS_ALLOC 0x3b81
-#define IOMMU_IOAS_MAP 0x3b85
-#define IOMMU_IOAS_UNMAP 0x3b86
-#define IOMMU_HWPT_ALLOC 0x3b89
-#define IOMMU_VIOMMU_ALLOC 0x3b90
-#define IOMMU_VEVENTQ_ALLOC 0x3b93
-#define IOMMU_TEST_CMD 0x3ba0
-#define IOMMU_TEST_OP_MOCK_DOMAIN 2
+#include <sys/mman.h>
+
 /* Bytes of the region that a mock vIOMMU has to map. */
 #define LENGTH 8192
 #define SELFTEST_VIOMMU 0xdeadbeef
 #define SELFTEST_VEVENTQ 0xbeefbeef
-
-#define CHECK(what)                                                            \
-    do {                                                                       \
-        if (!(what)) {                                                         \
-            fprintf(stderr, "line %d: %s: %s\n", __LINE__, #what, strerror(errno)); \
-            exit(1);                                                           \
-        }                                                                      \
-    } while (0)
 
 static int fd;
 static uint32_t ioas, device, viommu;
@@ -44,21 +20,15 @@ static void call(unsigned int command, void *argument)
 
 static int destroy(uint32_t id)
 {
-    uint32_t argument[] = { 8, id };
-    return ioctl(fd, IOMMU_DESTROY, argument);
+    return try_destroy(fd, id);
 }
 
 /* A mock device whose vIOMMU has two pages to map. */
 static void set_up(void)
 {
-    uint32_t alloc[3] = { 12 }, mock[32] = { 128, IOMMU_TEST_OP_MOCK_DOMAIN };
-
-    fd = open("/dev/iommu", O_RDWR);
-    CHECK(fd >= 0);
-    call(IOMMU_IOAS_ALLOC, alloc);
-    ioas = mock[2] = alloc[2];
-    call(IOMMU_TEST_CMD, mock);
-    device = mock[6];
+    fd = open_iommu();
+    ioas = alloc(fd);
+    device = mock_device(fd, ioas);
 }
 
 static void set_up_viommu(void)
@@ -129,31 +99,16 @@ static void nothing(void)
     CHECK(write(queue[6], &byte, 0) == -1 && errno == EINVAL);
 }
 
-static long pinned(void)
-{
-    char line[256];
-    long kib = -1;
-    FILE *status = fopen("/proc/self/status", "r");
-
-    CHECK(status);
-    while (fgets(line, sizeof(line), status))
-        sscanf(line, "VmPin: %ld", &kib);
-    fclose(status);
-    return kib;
-}
-
 static void pins(void)
 {
-    long before = pinned();
+    long before = pinned_kib();
     char *memory = mmap(NULL, 16 << 12, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     set_up();
-    uint64_t map[] = { 40 | 7ull << 32, ioas, (uintptr_t)memory, 16 << 12, 1 << 24 };
-    call(IOMMU_IOAS_MAP, map);
-    CHECK(pinned() - before == 64);
-    uint64_t unmap[] = { 24 | (uint64_t)ioas << 32, 1 << 24, 16 << 12 };
-    call(IOMMU_IOAS_UNMAP, unmap);
-    CHECK(pinned() == before);
+    CHECK(try_map(fd, ioas, memory, 16 * PAGE, IOVA) == 0);
+    CHECK(pinned_kib() - before == 64);
+    CHECK(try_unmap(fd, ioas, 16 * PAGE, IOVA) == 0);
+    CHECK(pinned_kib() == before);
 }
 
 int main(int argc, char **argv)

@@ -1,88 +1,31 @@
 /* What a program under `softiommu run` may do, one thing for each argument. Exits with 0 when all
  * went as with the kernel. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
+#include "iommufd.h"
+
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#define IOMMU_DESTROY 0x3b80
-#define IOMMU_IOAS_ALLOC 0x3b81
-#define IOMMU_IOAS_MAP 0x3b85
-#define IOMMU_FAULT_QUEUE_ALLOC 0x3b8e
-#define IOMMU_TEST_CMD 0x3ba0
-#define IOMMU_TEST_OP_MOCK_DOMAIN 2
-#define IOMMU_TEST_OP_CREATE_ACCESS 5
-#define IOMMU_TEST_OP_ACCESS_PAGES 7
-
-struct alloc { uint32_t size, flags, id; };
-struct destroy { uint32_t size, id; };
-struct map { uint32_t size, flags, ioas, reserved; uint64_t address, length, iova; };
-struct fault_queue { uint32_t size, flags, id, fd; };
-/* struct iommu_test_cmd of three operations. */
-struct create_access { uint32_t size, op, id, reserved, out_fd, flags, rest[12]; };
-struct mock_domain { uint32_t size, op, id, reserved, out_device, rest[13]; };
-struct access_pages {
-    uint32_t size, op, id, reserved, flags, out_id;
-    uint64_t iova, length, address;
-    uint32_t rest[6];
-};
-
-#define CHECK(what)                                                            \
-    do {                                                                       \
-        if (!(what)) {                                                         \
-            fprintf(stderr, "line %d: %s: %s\n", __LINE__, #what, strerror(errno)); \
-            exit(1);                                                           \
-        }                                                                      \
-    } while (0)
-
-static void map(int fd, uint32_t ioas, void *address, uint64_t length, uint64_t iova);
-static uint32_t mock_domain(int fd, uint32_t ioas);
 static char *pages(int kind);
-
-static int open_iommu(void)
-{
-    int fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
-    CHECK(fd >= 0);
-    return fd;
-}
-
-static uint32_t alloc(int fd)
-{
-    struct alloc alloc = { .size = sizeof(alloc) };
-    CHECK(ioctl(fd, IOMMU_IOAS_ALLOC, &alloc) == 0);
-    return alloc.id;
-}
 
 static void destroy(int fd, uint32_t id)
 {
-    struct destroy destroy = { .size = sizeof(destroy), .id = id };
-    CHECK(ioctl(fd, IOMMU_DESTROY, &destroy) == 0);
+    CHECK(try_destroy(fd, id) == 0);
+}
+
+static void map(int fd, uint32_t ioas, void *address, uint64_t length, uint64_t iova)
+{
+    CHECK(try_map(fd, ioas, address, length, iova) == 0);
 }
 
 static void pair(int fd)
 {
     destroy(fd, alloc(fd));
-}
-
-static void succeeds(pid_t child)
-{
-    int status;
-    CHECK(waitpid(child, &status, 0) == child);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
 static void *thread(void *fd)
@@ -259,14 +202,15 @@ static void hostile(void)
 static void access_file(void)
 {
     int fd = open_iommu();
-    struct create_access create = { .size = sizeof(create), .op = IOMMU_TEST_OP_CREATE_ACCESS,
-                                    .id = alloc(fd) };
+    struct test create = { .size = sizeof(create), .op = IOMMU_TEST_OP_CREATE_ACCESS,
+                           .id = alloc(fd) };
     CHECK(ioctl(fd, IOMMU_TEST_CMD, &create) == 0);
+    int access = create.word[0];
     struct destroy used = { .size = sizeof(used), .id = create.id };
     expect(fd, IOMMU_DESTROY, &used, EBUSY);
-    CHECK(fcntl(create.out_fd, F_GETFD) == FD_CLOEXEC);
-    int dup_fd = dup(create.out_fd);
-    CHECK(dup_fd >= 0 && close(create.out_fd) == 0);
+    CHECK(fcntl(access, F_GETFD) == FD_CLOEXEC);
+    int dup_fd = dup(access);
+    CHECK(dup_fd >= 0 && close(access) == 0);
     expect(fd, IOMMU_DESTROY, &used, EBUSY);
     CHECK(close(dup_fd) == 0);
     destroy(fd, create.id);
@@ -374,7 +318,7 @@ static void compat(void)
     CHECK(call32(54, fd, 0x3bff, (long)alloc32) == -ENOTTY);
     CHECK(call32(54, fd, IOMMU_IOAS_ALLOC, 0) == -EFAULT);
     char *page = pages(MAP_PRIVATE);
-    mock_domain(fd, 1);
+    mock_device(fd, 1);
     map(fd, 1, page, 4096, 1 << 24);
     close(fd);
 }
@@ -402,35 +346,21 @@ static void interrupted(void)
     ualarm(0, 0);
 }
 
-static void map(int fd, uint32_t ioas, void *address, uint64_t length, uint64_t iova)
-{
-    struct map map = { .size = sizeof(map), .flags = 7, .ioas = ioas, .length = length,
-                       .address = (uintptr_t)address, .iova = iova };
-    CHECK(ioctl(fd, IOMMU_IOAS_MAP, &map) == 0);
-}
-
-static uint32_t mock_domain(int fd, uint32_t ioas)
-{
-    struct mock_domain mock = { .size = sizeof(mock), .op = IOMMU_TEST_OP_MOCK_DOMAIN, .id = ioas };
-    CHECK(ioctl(fd, IOMMU_TEST_CMD, &mock) == 0);
-    return mock.out_device;
-}
-
 /* Pages pinned for a domain and by an access, and a fault queue if there can be one. */
 static int fill(char *private, char *shared)
 {
     int fd = open_iommu();
     uint32_t ioas = alloc(fd);
-    struct create_access create = { .size = sizeof(create), .op = IOMMU_TEST_OP_CREATE_ACCESS,
-                                    .id = ioas, .flags = 1 };
+    struct test create = { .size = sizeof(create), .op = IOMMU_TEST_OP_CREATE_ACCESS, .id = ioas,
+                           .word = { [1] = 1 /* it may pin */ } };
     struct fault_queue queue = { .size = sizeof(queue) };
-    mock_domain(fd, ioas);
-    map(fd, ioas, private, 16 * 4096, 1 << 24);
-    map(fd, ioas, shared, 16 * 4096, 2 << 24);
+    mock_device(fd, ioas);
+    map(fd, ioas, private, 16 * PAGE, IOVA);
+    map(fd, ioas, shared, 16 * PAGE, 2 * IOVA);
     CHECK(ioctl(fd, IOMMU_TEST_CMD, &create) == 0);
-    struct access_pages pages = { .size = sizeof(pages), .op = IOMMU_TEST_OP_ACCESS_PAGES,
-                                  .id = create.out_fd, .iova = 1 << 24, .length = 4096,
-                                  .address = (uintptr_t)private };
+    struct test pages = { .size = sizeof(pages), .op = IOMMU_TEST_OP_ACCESS_PAGES,
+                          .id = create.word[0],
+                          .quad = { [1] = IOVA, [2] = PAGE, [3] = (uintptr_t)private } };
     CHECK(ioctl(fd, IOMMU_TEST_CMD, &pages) == 0);
     if (ioctl(fd, IOMMU_FAULT_QUEUE_ALLOC, &queue) == 0)
         close(queue.fd);
@@ -464,7 +394,7 @@ static void gives_away(void)
 {
     int fd = open_iommu();
     uint32_t ioas = alloc(fd);
-    mock_domain(fd, ioas);
+    mock_device(fd, ioas);
     map(fd, ioas, pages(MAP_SHARED), 16 * 4096, 1 << 24);
     send_descriptor(0, fd);
 }

@@ -1,70 +1,34 @@
 /* Programs whose private memory is mapped in an IOAS with a mock domain, one for each argument. Exits
  * with 0 when all went as with the kernel. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
+#include "iommufd.h"
+
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#define IOMMU_IOAS_ALLOC 0x3b81
-#define IOMMU_IOAS_MAP 0x3b85
-#define IOMMU_IOAS_UNMAP 0x3b86
-#define IOMMU_TEST_CMD 0x3ba0
-#define IOMMU_TEST_OP_MOCK_DOMAIN 2
-#define FIXED_WRITEABLE_READABLE 7
-#define PAGE 4096ul
-#define IOVA 0x1000000ul
-
-struct alloc { uint32_t size, flags, id; };
-struct map { uint32_t size, flags, ioas, reserved; uint64_t va, length, iova; };
-struct unmap { uint32_t size, ioas; uint64_t iova, length; };
-struct test { uint32_t size, op, id, reserved; uint64_t argument[6]; uint32_t last; };
-
-#define CHECK(what)                                                            \
-    do {                                                                       \
-        if (!(what)) {                                                         \
-            fprintf(stderr, "line %d: %s: %s\n", __LINE__, #what, strerror(errno)); \
-            _exit(1);                                                          \
-        }                                                                      \
-    } while (0)
 
 /* One context with an IOAS and a mock domain. */
 struct bench { int fd; uint32_t ioas; };
 
 static struct bench bench(void)
 {
-    struct bench bench = { .fd = open("/dev/iommu", O_RDWR | O_CLOEXEC) };
-    CHECK(bench.fd >= 0);
-    struct alloc alloc = { .size = sizeof(alloc) };
-    CHECK(ioctl(bench.fd, IOMMU_IOAS_ALLOC, &alloc) == 0);
-    bench.ioas = alloc.id;
-    struct test test = { .size = sizeof(test), .op = IOMMU_TEST_OP_MOCK_DOMAIN, .id = alloc.id };
-    CHECK(ioctl(bench.fd, IOMMU_TEST_CMD, &test) == 0);
+    struct bench bench = { .fd = open_iommu() };
+    bench.ioas = alloc(bench.fd);
+    mock_device(bench.fd, bench.ioas);
     return bench;
 }
 
 static int map(struct bench bench, void *at, size_t length, uint64_t iova)
 {
-    struct map map = { sizeof(map), FIXED_WRITEABLE_READABLE, bench.ioas, 0, (uintptr_t)at, length, iova };
-    return ioctl(bench.fd, IOMMU_IOAS_MAP, &map);
+    return try_map(bench.fd, bench.ioas, at, length, iova);
 }
 
 static int unmap(struct bench bench, size_t length, uint64_t iova)
 {
-    struct unmap unmap = { sizeof(unmap), bench.ioas, iova, length };
-    return ioctl(bench.fd, IOMMU_IOAS_UNMAP, &unmap);
+    return try_unmap(bench.fd, bench.ioas, length, iova);
 }
 
 static char *memory(size_t pages)
@@ -83,15 +47,6 @@ static void map_and_unmap(struct bench bench, size_t pages)
     CHECK(munmap(at, pages * PAGE) == 0);
 }
 
-static void succeeds(pid_t child)
-{
-    int status;
-    CHECK(waitpid(child, &status, 0) == child);
-    if (status)
-        fprintf(stderr, "a child ended with %#x\n", status);
-    CHECK(status == 0);
-}
-
 /* Nobody came to be its child, and its descriptors and threads are as they were. */
 static void held(void)
 {
@@ -105,31 +60,18 @@ static void held(void)
     CHECK(next == b.fd + 1);
 }
 
-static long kib(const char *name)
-{
-    char line[256];
-    long found = -1;
-    FILE *file = fopen("/proc/self/status", "r");
-    CHECK(file);
-    while (fgets(line, sizeof(line), file))
-        if (strncmp(line, name, strlen(name)) == 0)
-            found = atol(line + strlen(name));
-    fclose(file);
-    return found;
-}
-
 /* VmPin counts each page once. */
 static void counted(void)
 {
     struct bench b = bench();
     CHECK(map(b, memory(40), 40 * PAGE, IOVA) == 0);
-    CHECK(kib("VmPin:") == 160);
+    CHECK(pinned_kib() == 160);
     CHECK(map(b, memory(3), 3 * PAGE, 2 * IOVA) == 0);
-    CHECK(kib("VmPin:") == 172);
+    CHECK(pinned_kib() == 172);
     CHECK(unmap(b, 40 * PAGE, IOVA) == 0);
-    CHECK(kib("VmPin:") == 12);
+    CHECK(pinned_kib() == 12);
     CHECK(unmap(b, 3 * PAGE, 2 * IOVA) == 0);
-    CHECK(kib("VmPin:") == 0);
+    CHECK(pinned_kib() == 0);
 }
 
 /* Mapped ranges are unmapped, thrown away and moved; says where they were. */
