@@ -13,7 +13,7 @@
 
 #[cfg(target_arch = "x86_64")]
 #[path = "x86_64.rs"]
-mod arch;
+pub(crate) mod arch;
 mod ends;
 mod tracer;
 mod waiting;

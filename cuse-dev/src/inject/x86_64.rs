@@ -1,12 +1,12 @@
-//! How a system call is set up in a stopped thread on x86-64.
+//! How a system call is set up in a stopped thread on x86-64: what all who inject calls share.
 
 use engine::Errno;
 
 /// The registers of a stopped thread.
-pub(super) type Registers = libc::user_regs_struct;
+pub(crate) type Registers = libc::user_regs_struct;
 
 /// The `syscall` instruction.
-pub(super) const SYSCALL: [u8; 2] = [0x0f, 0x05];
+pub(crate) const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 /// 64-bit code: the selector of user code.
 const USER_CS: u64 = 0x33;
@@ -16,22 +16,22 @@ const USER_CS: u64 = 0x33;
 const RED_ZONE: u64 = 128 + 64;
 
 /// Whether the thread runs 64-bit code; calls of 32-bit code are numbered differently.
-pub(super) fn native(registers: &Registers) -> bool {
+pub(crate) fn native(registers: &Registers) -> bool {
     registers.cs == USER_CS
 }
 
 /// Where the instruction is that the thread just executed, if it was a system call.
-pub(super) fn last_instruction(registers: &Registers) -> u64 {
+pub(crate) fn last_instruction(registers: &Registers) -> u64 {
     registers.rip.wrapping_sub(SYSCALL.len() as u64)
 }
 
 /// Free stack below what the thread uses.
-pub(super) fn scratch(registers: &Registers, bytes: u64) -> u64 {
+pub(crate) fn scratch(registers: &Registers, bytes: u64) -> u64 {
     registers.rsp.wrapping_sub(RED_ZONE + bytes) & !63
 }
 
 /// `registers` such that the thread executes the `syscall` instruction at `at`.
-pub(super) fn call(registers: &Registers, at: u64, number: i64, arguments: [u64; 6]) -> Registers {
+pub(crate) fn call(registers: &Registers, at: u64, number: i64, arguments: [u64; 6]) -> Registers {
     let [rdi, rsi, rdx, r10, r8, r9] = arguments;
     Registers {
         rip: at,
@@ -50,13 +50,13 @@ pub(super) fn call(registers: &Registers, at: u64, number: i64, arguments: [u64;
 
 /// Whether a system call that was injected only asks to be made again (`-ERESTARTSYS` to
 /// `-ERESTARTNOHAND`).
-pub(super) fn asks_again(registers: &Registers) -> bool {
+pub(crate) fn asks_again(registers: &Registers) -> bool {
     (-514..=-512).contains(&(registers.rax as i64))
 }
 
 /// `registers` such that the thread makes its system call again, if that is what its result asks
 /// for whatever signals do (`-ERESTARTNOINTR`).
-pub(super) fn restarted(registers: &Registers) -> Option<Registers> {
+pub(crate) fn restarted(registers: &Registers) -> Option<Registers> {
     let asks = registers.rax as i64 == -513 && registers.orig_rax != u64::MAX;
     asks.then(|| Registers {
         rax: registers.orig_rax,
@@ -67,12 +67,12 @@ pub(super) fn restarted(registers: &Registers) -> Option<Registers> {
 }
 
 /// `registers` such that the thread's system call returns `result`.
-pub(super) fn returning(registers: &Registers, result: i64) -> Registers {
+pub(crate) fn returning(registers: &Registers, result: i64) -> Registers {
     Registers { rax: result as u64, orig_rax: u64::MAX, ..*registers }
 }
 
 /// What the system call returned.
-pub(super) fn result(registers: &Registers) -> Result<u64, Errno> {
+pub(crate) fn result(registers: &Registers) -> Result<u64, Errno> {
     let value = registers.rax as i64;
     if (-4095..0).contains(&value) {
         Err(Errno::from_raw(-value as i32))

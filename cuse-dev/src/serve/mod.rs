@@ -12,7 +12,6 @@
 //!
 //! `docs/threat-model.md` says who is trusted with what.
 
-mod arch;
 mod assist;
 mod caller;
 mod confine;

@@ -13,13 +13,12 @@ use std::os::fd::OwnedFd;
 
 use engine::Errno;
 use engine::memory::AddressSpace;
-use nix::libc::user_regs_struct as Registers;
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::arch;
+use crate::inject::arch::{self, Registers};
 
 const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
 const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
@@ -37,6 +36,8 @@ pub(super) struct Seized {
 pub(super) struct Stopped {
     seized: Seized,
     before: Registers,
+    /// Where the thread has a `syscall` instruction.
+    at: u64,
     mask: u64,
     result: Option<i64>,
     scratch: u64,
@@ -57,16 +58,17 @@ impl Seized {
     pub(super) fn stopped(mut self, memory: &dyn AddressSpace) -> Result<Stopped, Errno> {
         self.wait(|status| matches!(status, WaitStatus::PtraceEvent(..)))?;
         let before = self.checked(ptrace::getregs(self.tid))?;
-        let mut bytes = [0; 2];
-        memory.read(arch::instruction(&before)?, &mut bytes)?;
-        if !arch::is_call(bytes) {
+        let (at, mut bytes) = (arch::last_instruction(&before), arch::SYSCALL);
+        memory.read(at, &mut bytes)?;
+        // 32-bit calls are made by another instruction, and are numbered differently.
+        if !arch::native(&before) || bytes != arch::SYSCALL {
             return Err(Errno::ENOSYS);
         }
-        let scratch = arch::scratch(&before, SCRATCH as u64)?;
+        let scratch = arch::scratch(&before, SCRATCH as u64);
         let mut mask = 0;
         self.mask(PTRACE_GETSIGMASK, &mut mask)?;
         self.mask(PTRACE_SETSIGMASK, &mut u64::MAX.clone())?;
-        Ok(Stopped { seized: self, before, mask, result: None, scratch })
+        Ok(Stopped { seized: self, before, at, mask, result: None, scratch })
     }
 
     /// Waits until a stop is what `wanted` says. Signals that cannot wait (SIGSTOP) are put back.
@@ -139,17 +141,18 @@ impl Stopped {
     pub(super) fn call(
         &mut self,
         number: libc::c_long,
-        arguments: [u64; 4],
+        [first, second, third, fourth]: [u64; 4],
     ) -> Result<Result<u64, Errno>, Errno> {
         let tid = self.seized.tid;
-        let registers = arch::call(&self.before, number, arguments);
+        let arguments = [first, second, third, fourth, 0, 0];
+        let registers = arch::call(&self.before, self.at, number, arguments);
         self.seized.checked(ptrace::setregs(tid, registers))?;
         for _ in ["the way in", "the way out"] {
             self.seized.go_on(None)?;
             self.seized.wait(|status| matches!(status, WaitStatus::PtraceSyscall(_)))?;
         }
         let after = self.seized.checked(ptrace::getregs(tid))?;
-        Ok(arch::returned(&after))
+        Ok(arch::result(&after))
     }
 
     /// A duplicate of the thread's descriptor `fd`.
@@ -169,7 +172,7 @@ impl Drop for Stopped {
             return;
         }
         let result = self.result.unwrap_or(self.before.rax as i64);
-        let registers = arch::finish(&self.before, result);
+        let registers = arch::returning(&self.before, result);
         let tid = self.seized.tid;
         // A thread that dies now needs neither.
         let _ = self.seized.checked(ptrace::setregs(tid, registers));
