@@ -55,7 +55,7 @@ impl Who {
     }
 }
 
-/// Options of `softiommu walk`.
+/// Options of `softiommu walk`, and of each kind of DMA.
 #[derive(Args, Debug)]
 pub(crate) struct WalkArgs {
     #[command(flatten)]
@@ -132,12 +132,7 @@ enum What {
 #[derive(Args, Debug)]
 struct Common {
     #[command(flatten)]
-    ask: Ask,
-    #[command(flatten)]
-    who: Who,
-    /// Where, as 0x… or decimal
-    #[arg(value_parser = number)]
-    iova: u64,
+    walk: WalkArgs,
     /// Milliseconds to wait for the answer to a page request, and then to retry
     #[arg(long, value_name = "MS", default_value_t = 0)]
     wait: u64,
@@ -213,7 +208,7 @@ impl DmaArgs {
 
 impl Common {
     fn run(self, access: Access, raw: bool) -> Result<bool, String> {
-        let Self { ask, who, iova, wait } = self;
+        let Self { walk: WalkArgs { ask, who, iova }, wait } = self;
         let request = Request::Dma { device: who.device(), iova, access, wait };
         ask.run(&request, |bytes| {
             Some(if raw { bytes.to_vec() } else { text::dump(iova, bytes).into() })
