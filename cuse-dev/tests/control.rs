@@ -7,7 +7,8 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use common::{Place, can_run, finish, softiommu_run, text};
 use serde_json::Value;
@@ -17,6 +18,7 @@ struct Subject {
     _place: Place,
     socket: PathBuf,
     run: Child,
+    said: BufReader<ChildStdout>,
 }
 
 impl Subject {
@@ -34,10 +36,45 @@ impl Subject {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut said = String::new();
-        BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
-        assert_eq!(said, "ready\n");
-        Some(Self { _place: place, socket, run })
+        let said = BufReader::new(run.stdout.take().unwrap());
+        let mut subject = Self { _place: place, socket, run, said };
+        assert_eq!(subject.heard(), "ready\n");
+        Some(subject)
+    }
+
+    /// The next line of the program.
+    fn heard(&mut self) -> String {
+        let mut line = String::new();
+        self.said.read_line(&mut line).unwrap();
+        line
+    }
+
+    /// Has the program do to its memory what `what` says, and answers where that is.
+    fn does(&mut self, what: &[u8; 1]) -> u64 {
+        self.run.stdin.as_mut().unwrap().write_all(what).unwrap();
+        let line = self.heard();
+        u64::from_str_radix(line.trim().trim_start_matches("0x"), 16).unwrap()
+    }
+
+    /// The warnings so far that name `iova`.
+    fn warnings_of(&self, iova: u64) -> Vec<Value> {
+        let show = self.json(&["show"]);
+        let warnings = show["warnings"].as_array().unwrap().iter();
+        let iova = format!("{iova:#x}");
+        warnings.filter(|warning| warning["fields"]["iova"] == iova.as_str()).cloned().collect()
+    }
+
+    /// The warnings that name `iova`, once there is one.
+    fn told_of(&self, iova: u64) -> Vec<Value> {
+        let end = Instant::now() + Duration::from_secs(120);
+        loop {
+            let told = self.warnings_of(iova);
+            if !told.is_empty() {
+                return told;
+            }
+            assert!(Instant::now() < end, "nothing is told of IOVA {iova:#x}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// `softiommu WORDS... --control SOCKET`.
@@ -243,4 +280,39 @@ fn daemons_are_found_without_being_named() {
     }
     let left = std::fs::read_dir(runtime.join("softiommu")).unwrap().count();
     assert_eq!(left, 0, "sockets are left");
+}
+
+#[test]
+fn what_a_file_loses_is_told_once() {
+    let Some(mut subject) = Subject::start() else { return };
+    let show = subject.json(&["show"]);
+    let objects = show["contexts"][0]["objects"].as_array().unwrap();
+    let ioas = objects.iter().find(|object| object["kind"] == "ioas").unwrap();
+    if ioas["areas"][0]["pins"][0]["held"] != "shared" {
+        eprintln!("SKIPPED: the file's pages are not pinned");
+        return subject.end();
+    }
+    // Pages of a file that somebody throws out of a mapping are no less the file's.
+    let at = subject.does(b"d");
+    subject.does(b"p");
+    let told = subject.told_of(0x100_1000);
+    let fields = &told[0]["fields"];
+    assert_eq!(fields["va"], format!("{:#x}", at + 0x1000));
+    assert_eq!(fields["length"], "0x1000");
+    assert_eq!(fields["call"], "IOMMU_IOAS_MAP");
+    assert_eq!(fields["ioas"], ioas["id"].to_string());
+    assert_eq!(fields["pid"], ioas["areas"][0]["source"]["pid"].to_string());
+    // The file has a page there again: a device that looks finds out.
+    subject.does(b"f");
+    let device = subject.device();
+    let read = subject.ask(&["dma", "read", "--device", &device, "0x1002000", "1", "--raw"]);
+    assert_eq!(read.stdout, b"a");
+    subject.told_of(0x100_2000);
+    subject.does(b"r");
+    subject.told_of(0x100_3000);
+    for (page, warnings) in [(0, 0), (1, 1), (2, 1), (3, 1)] {
+        let told = subject.warnings_of(0x100_0000 + page * 0x1000);
+        assert_eq!(told.len(), warnings, "{told:?}");
+    }
+    subject.end();
 }

@@ -8,6 +8,7 @@ use cuse_dev::caller::Callers;
 use cuse_dev::memory::{Host, PfnMode};
 use engine::Errno;
 use engine::caller::{CallerFile, Process};
+use engine::dma::atomic::Width;
 use engine::memory::Held;
 use puppet::{PAGE, Puppet};
 
@@ -55,10 +56,12 @@ fn shared_anonymous_memory_is_live_both_ways_and_outlives_its_mapping() {
     puppet.fill(at + PAGE, 1, 6);
     pin.read(0, &mut bytes[..1]).unwrap();
     assert_eq!(bytes[0], 6);
-    let mut windows = 0;
-    assert!(pin.window(0..4 * PAGE, &mut |_| windows += 1));
-    assert!(!pin.window(0..4 * PAGE + 1, &mut |_| windows += 1));
-    assert_eq!(windows, 1);
+    let exchange = |offset, old, new| pin.compare_exchange(offset, Width::Eight, old, new);
+    let fives = u64::from_ne_bytes([5; 8]);
+    let was = exchange(3 * PAGE, 0, 0).unwrap().unwrap();
+    assert_eq!(exchange(3 * PAGE, was, fives), Some(Ok(was)));
+    assert_eq!(puppet.byte(at + 4 * PAGE, 8), Some(5));
+    assert_eq!(exchange(4 * PAGE, 0, 1), None);
     let mut pages = 0;
     pin.frames(0..4, &mut |_, count| pages += count);
     assert_eq!(pages, 4);

@@ -142,9 +142,23 @@ fn advice_takes_no_page_from_a_device() {
 }
 
 #[test]
-#[ignore = "the bytes of a file are reached through a mapping, which follows the file"]
-fn holes_and_truncation_take_no_page_from_a_device() {
-    rows(&["remove:memfd", "remove:shared", "punch:memfd", "truncate:memfd"]);
+fn madvise_remove_takes_no_page_from_a_device() {
+    rows(&["remove:memfd", "remove:tmpfs", "remove:hugetlb", "remove:shared"]);
+    rows(&["remove:memfd:file", "remove:tmpfs:file", "remove:hugetlb:file"]);
+}
+
+#[test]
+fn holes_take_no_page_from_a_device() {
+    rows(&["punch:memfd", "punch:tmpfs", "punch:hugetlb"]);
+    rows(&["punch:memfd:file", "punch:tmpfs:file", "punch:hugetlb:file"]);
+}
+
+#[test]
+fn truncation_takes_no_page_from_a_device() {
+    rows(&["truncate:memfd", "truncate:tmpfs", "truncate:hugetlb"]);
+    rows(&["truncate:memfd:file", "truncate:tmpfs:file", "truncate:hugetlb:file"]);
+    rows(&["truncate-all:memfd", "truncate-all:tmpfs", "truncate-all:hugetlb"]);
+    rows(&["truncate-all:memfd:file", "truncate-all:hugetlb:file"]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::hint::black_box;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use engine::Errno;
@@ -71,16 +72,32 @@ impl Pin for SharedPin {
     fn frames(&self, pages: Range<u64>, each: &mut dyn FnMut(u64, u64)) {
         pages.for_each(|page| each(Self::frame(page), 1));
     }
-    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), Errno> {
-        Err(Errno::EIO)
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+        let end = offset + into.len() as u64;
+        assert!(end <= LENGTH as u64);
+        // SAFETY: inside of the mapping, which `into` is no part of.
+        unsafe { self.bytes(offset).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+        Ok(())
     }
-    fn write(&self, _: u64, _: &[u8]) -> Result<(), Errno> {
-        Err(Errno::EIO)
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
+        let end = offset + from.len() as u64;
+        assert!(end <= LENGTH as u64);
+        // SAFETY: the same.
+        unsafe { self.bytes(offset).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        Ok(())
     }
-    fn window(&self, bytes: Range<u64>, with: &mut dyn FnMut(*mut u8)) -> bool {
-        assert!(bytes.end <= LENGTH as u64);
-        with(self.bytes(bytes.start));
-        true
+    fn compare_exchange(
+        &self,
+        offset: u64,
+        width: Width,
+        old: u64,
+        new: u64,
+    ) -> Option<Result<u64, Errno>> {
+        assert!(width == Width::Eight && offset + 8 <= LENGTH as u64);
+        // SAFETY: an aligned word of the mapping, which others use as an atomic, too.
+        let word = unsafe { AtomicU64::from_ptr(self.bytes(offset).cast()) };
+        let found = word.compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed);
+        Some(Ok(found.unwrap_or_else(|found| found)))
     }
     fn release(&self, _: Range<u64>) {}
     fn held(&self) -> Held {
@@ -182,7 +199,6 @@ fn main() {
             }
         },
         || {
-            use std::sync::atomic::{AtomicU64, Ordering};
             for i in 0..times {
                 // SAFETY: an aligned word of the mapping, which is used as an atomic meanwhile.
                 let word = unsafe { AtomicU64::from_ptr(pin.bytes(black_box(at(i))).cast()) };

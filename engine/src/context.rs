@@ -158,6 +158,11 @@ impl Engine {
         let contexts = self.contexts();
         contexts.iter().map(|context| context.memory_changed(mm, addresses, when, what)).sum()
     }
+
+    /// [`Context::pages_lost`] in all contexts.
+    pub fn pages_lost(&self) -> usize {
+        self.contexts().iter().map(|context| context.pages_lost()).sum()
+    }
 }
 
 impl Context {

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Errno;
+use crate::dma::atomic::Width;
 
 /// Bytes of a page of the caller.
 pub const PAGE_SIZE: u64 = 4096;
@@ -95,12 +96,24 @@ pub trait Pin: Send + Sync {
     /// Copies to byte `offset` of the pin.
     fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno>;
 
-    /// Runs `with` on the pin's pages where they are mapped in this process, or answers false
-    /// where they are not. The pointer is valid during `with` for `bytes`.
-    /// An access to a page that a truncation took is made a zero page, never a signal.
-    fn window(&self, bytes: Range<u64>, with: &mut dyn FnMut(*mut u8)) -> bool {
-        let _ = (bytes, with);
-        false
+    /// Compares the bytes at the aligned byte `offset` with `old` and, where they are equal, replaces
+    /// them by `new`, in one step towards everybody else who has the page. Answers what was there;
+    /// all three as the processor would load them. Nothing where that cannot be had.
+    fn compare_exchange(
+        &self,
+        offset: u64,
+        width: Width,
+        old: u64,
+        new: u64,
+    ) -> Option<Result<u64, Errno>> {
+        let _ = (offset, width, old, new);
+        None
+    }
+
+    /// Calls `each` with (first page, how many) for those of `pages` that their file was found to have no
+    /// more, since it was truncated or a hole was punched into it, and that nobody was told of.
+    fn lost(&self, pages: Range<u64>, each: &mut dyn FnMut(u64, u64)) {
+        let _ = (pages, each);
     }
 
     /// Lets `pages` go. What was let go must not be touched again.
@@ -113,12 +126,12 @@ pub trait Pin: Send + Sync {
 /// How a [`Pin`] holds its pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
-    /// The very pages, shared with the caller, and kept in their frames.
+    /// A kernel pin of the very pages of shared memory, which are mapped here, too.
     Shared,
-    /// The very pages, shared with the caller. The kernel may move them to other frames, or has not
-    /// made them yet, for this reason.
+    /// A mapping of the file behind them, with the reason: shows what the file has there, which after a
+    /// truncation is another page; in the frames that it has at the time.
     Mapped(&'static str),
-    /// A kernel pin of private memory.
+    /// A kernel pin that is reached through the kernel alone.
     Pinned,
     /// A live view of the caller's addresses, with the reason: follows the VA, not the page.
     Window(&'static str),

@@ -335,3 +335,23 @@ fn a_caller_hears_of_memory_that_changes_under_a_mapping() {
     // It happened before the mapping was made.
     assert_eq!(engine.memory_changed(mm, &page(1), before, "unmapped"), 0);
 }
+
+#[test]
+fn each_mapping_of_what_a_file_has_lost_is_told() {
+    let engine = Engine::new();
+    let caller = TestCaller::new();
+    let context = engine.open(Node::Iommu);
+    let ioas = ioas(&caller, &context);
+    let _domain = domain(&ioas);
+    let file = TestFile::new(4, true);
+    let fd = caller.open(file.clone());
+    let range = |first: u64, pages: u64| (first * PAGE_SIZE, pages * PAGE_SIZE);
+    map_file(&caller, &context, &ioas, fd, range(0, 4)).unwrap();
+    map_file(&caller, &context, &ioas, fd, range(0, 2)).unwrap();
+    map_file(&caller, &context, &ioas, fd, range(3, 1)).unwrap();
+    assert_eq!(engine.pages_lost(), 0);
+    file.truncate(3);
+    assert_eq!(engine.pages_lost(), 2);
+    file.truncate(1);
+    assert_eq!(engine.pages_lost(), 3, "neighbours are told of at once");
+}

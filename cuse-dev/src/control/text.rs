@@ -215,7 +215,7 @@ fn held(held: &str, reason: Option<&str>, age: f64) -> String {
     let words = match held {
         "pinned" => "pinned by the kernel",
         "shared" => "shared: the very pages are mapped here, and stay in their frames",
-        "mapped" => "mapped here: the very pages, which the kernel may move to other frames",
+        "mapped" => "NOT PINNED, mapped here: what the file has at the time",
         "window" => "NOT PINNED, a window on the VA",
         "copy" => "NOT PINNED, a copy",
         other => other,

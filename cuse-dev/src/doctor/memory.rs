@@ -15,6 +15,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use super::{Check, failed, setting};
 use crate::caller::sys;
 use crate::memory::errno;
+use crate::memory::trap::Traps;
 use crate::memory::vma::Mappings;
 
 const PAGE: usize = 4096;
@@ -144,11 +145,15 @@ fn io_uring() -> Check {
     }
 }
 
-/// Asks for the events that tell what a caller does to its address space.
-fn userfaultfd_events(flags: libc::c_int) -> Result<(), Errno> {
+/// Asks for the events that tell what a caller does to its address space, for faults of user mode alone:
+/// that needs no right.
+fn userfaultfd_events() -> Result<(), Errno> {
     const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-    /// FORK, REMAP, REMOVE, UNMAP.
-    const EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
+    /// `UFFD_USER_MODE_ONLY`.
+    const USER_ONLY: libc::c_int = 1;
+    /// REMAP, REMOVE, UNMAP. (A fork takes no page from a pin.)
+    const EVENTS: u64 = 1 << 2 | 1 << 3 | 1 << 6;
+    let flags = libc::O_CLOEXEC | USER_ONLY;
     // SAFETY: takes flags, and answers a new descriptor.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) })?;
     // SAFETY: the kernel made it for us just now.
@@ -160,26 +165,25 @@ fn userfaultfd_events(flags: libc::c_int) -> Result<(), Errno> {
 }
 
 fn userfaultfd() -> Check {
-    /// `UFFD_USER_MODE_ONLY`.
-    const USER_ONLY: libc::c_int = 1;
-    let (name, title) = ("userfaultfd", "userfaultfd (watching a caller's memory)");
-    let cost = "a munmap, mremap or fork under a live mapping goes unnoticed";
-    match userfaultfd_events(libc::O_CLOEXEC) {
-        Ok(()) => Check::ok(name, title, "it tells of fork, remap, remove and unmap"),
-        Err(error) => {
-            let found = match userfaultfd_events(libc::O_CLOEXEC | USER_ONLY) {
-                Ok(()) => format!(
-                    "{}; for faults of user mode alone it does",
-                    failed("have all of it", error)
-                ),
-                Err(_) => failed("have it", error),
-            };
-            let remedy = match error {
-                Errno::ENOSYS => "a kernel with CONFIG_USERFAULTFD",
-                _ => "as root, or sysctl vm.unprivileged_userfaultfd=1",
-            };
-            Check::ok(name, title, found).degraded(cost, remedy)
+    let (name, title) = ("userfaultfd", "userfaultfd (watching memory)");
+    let (events, files) = (userfaultfd_events(), Traps::new());
+    match (events, files) {
+        (Ok(()), Ok(_)) => {
+            Check::ok(name, title, "it tells of remap, remove and unmap, and keeps pages of files")
         }
+        (Err(error), _) => Check::ok(name, title, failed("have it", error)).degraded(
+            "a munmap or mremap under a live mapping goes unnoticed, and DMA to shared memory goes \
+             through io_uring: microseconds for each access",
+            match error {
+                Errno::ENOSYS => "a kernel with CONFIG_USERFAULTFD",
+                _ => "a policy (seccomp) that allows userfaultfd",
+            },
+        ),
+        (Ok(()), Err(error)) => Check::ok(name, title, failed("keep pages of files", error))
+            .degraded(
+                "DMA to shared memory goes through io_uring: microseconds for each access",
+                "Linux 5.14 or later",
+            ),
     }
 }
 

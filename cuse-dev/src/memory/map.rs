@@ -1,21 +1,21 @@
-//! Files of callers, mapped into this process: the very pages that the caller sees.
-//!
-//! One mapping of a whole file serves all pins of it, so that a pin of shared memory costs no
-//! `mmap` of its own (a process has only 65530 of them) and two pins of one page are one page.
+//! A file of a caller, mapped into this process: the very pages that the caller sees.
 #![allow(unsafe_code)] // mmap and copies to and from it
 
-use std::collections::HashMap;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use engine::Errno;
+use engine::dma::atomic::Width;
 use nix::unistd::Whence;
 use parking_lot::Mutex;
+use rangemap::RangeSet;
 
+use super::guarded;
+use super::losses::Losses;
 use super::rings::Grain;
-use super::sigbus::{self, Watched};
+use super::trap::{Stop, Traps};
 
 const PAGE: usize = engine::memory::PAGE_SIZE as usize;
 
@@ -72,9 +72,28 @@ pub(crate) struct FileMap {
     pinnable: bool,
     /// Bytes of a page of it.
     page: u64,
-    _watched: Watched,
     file: OwnedFd,
+    trapped: Option<Trapped>,
 }
+
+/// What a mapping has to which pages are put, and do not come by themselves.
+struct Trapped {
+    traps: Arc<Traps>,
+    /// The bytes of the file whose pages were put there. Each is once: when it is not there any more,
+    /// the file has lost it (or the kernel has unmapped it to see whether anybody wants it), and
+    /// somebody may hold it still.
+    put: Mutex<RangeSet<u64>>,
+    losses: Losses,
+}
+
+impl Trapped {
+    fn new(traps: Arc<Traps>) -> Self {
+        Self { traps, put: Mutex::default(), losses: Losses::default() }
+    }
+}
+
+/// How often the file is given pages that somebody takes away at once.
+const MOST_TRIES: u32 = 8;
 
 // SAFETY: the mapping belongs to the process, not to a thread, and lives until drop. Accesses go
 // through raw pointers to memory that other processes change at any time anyway.
@@ -83,7 +102,14 @@ unsafe impl Send for FileMap {}
 unsafe impl Sync for FileMap {}
 
 impl FileMap {
-    fn new(file: OwnedFd, kind: &FileKind, writable: bool) -> Result<Self, Errno> {
+    /// Maps `file`. With `traps` the mapping has no page until one is [put](FileMap::put) there.
+    pub(super) fn new(
+        file: OwnedFd,
+        kind: &FileKind,
+        writable: bool,
+        traps: Option<Arc<Traps>>,
+    ) -> Result<Self, Errno> {
+        guarded::install();
         let length = usize::try_from(kind.size).map_err(|_| Errno::ENOMEM)?;
         let length = length.checked_next_multiple_of(kind.page).ok_or(Errno::ENOMEM)?;
         if length == 0 {
@@ -132,23 +158,23 @@ impl FileMap {
         if let Some(error) = error {
             return Err(error);
         }
-        match sigbus::watch(base, length, kind.page) {
-            Ok(watched) => Ok(Self {
-                base: base as *mut u8,
-                length,
-                id: kind.id,
-                writable,
-                pinnable: kind.pinnable,
-                _watched: watched,
-                page: kind.page as u64,
-                file,
-            }),
-            Err(error) => {
-                // SAFETY: the mapping just made; nobody has seen its address.
-                unsafe { libc::munmap(base as *mut libc::c_void, length) };
-                Err(error)
-            }
+        let mut map = Self {
+            base: base as *mut u8,
+            length,
+            id: kind.id,
+            writable,
+            pinnable: kind.pinnable,
+            page: kind.page as u64,
+            file,
+            trapped: traps.map(Trapped::new),
+        };
+        if let Some(trapped) = &map.trapped
+            && let Err(error) = trapped.traps.set(base as u64, length as u64)
+        {
+            tracing::debug!(%error, "a mapping does not keep its pages");
+            map.trapped = None;
         }
+        Ok(map)
     }
 
     /// Device and inode of the file.
@@ -166,6 +192,31 @@ impl FileMap {
         if self.page > PAGE as u64 { Grain::Huge } else { Grain::Small }
     }
 
+    /// The file.
+    pub(super) fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
+    /// Bytes of the file that are mapped.
+    pub(super) fn length(&self) -> u64 {
+        self.length as u64
+    }
+
+    /// Whether what was put there stays or is missing, and never is another page.
+    pub(super) fn keeps(&self) -> bool {
+        self.trapped.is_some()
+    }
+
+    /// What it knows of the pages that it has no more, if it keeps pages.
+    pub(super) fn losses(&self) -> Option<&Losses> {
+        self.trapped.as_ref().map(|trapped| &trapped.losses)
+    }
+
+    /// The bytes of the file whose pages were put there.
+    pub(super) fn ever_put(&self) -> RangeSet<u64> {
+        self.trapped.as_ref().map(|trapped| trapped.put.lock().clone()).unwrap_or_default()
+    }
+
     /// Whether the kernel would pin pages of the file for writing.
     pub(crate) fn pinnable(&self) -> bool {
         self.pinnable
@@ -179,6 +230,7 @@ impl FileMap {
     }
 
     /// Makes the pages from `offset` present, as a pin would. `EFAULT` for what is past the end.
+    /// Not for a mapping that [keeps](FileMap::keeps) its pages.
     pub(crate) fn populate(&self, offset: u64, length: usize) -> Result<(), Errno> {
         let advice =
             if self.writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
@@ -186,24 +238,69 @@ impl FileMap {
     }
 
     /// The same for a pin that follows: to read makes the pages of a shared mapping, too, and many
-    /// with one fault.
+    /// with one fault. In a mapping that keeps its pages those that were there once and no longer are
+    /// stay away, which the pin then finds.
     pub(super) fn prepare(&self, offset: u64, length: usize) -> Result<(), Errno> {
-        self.advise(offset, length, libc::MADV_POPULATE_READ)
+        let Some(trapped) = &self.trapped else {
+            return self.advise(offset, length, libc::MADV_POPULATE_READ);
+        };
+        self.at(offset, length).ok_or(Errno::EFAULT)?;
+        let page = self.page;
+        let wanted = offset & !(page - 1)..(offset + length as u64).next_multiple_of(page);
+        let mut put = trapped.put.lock();
+        let new: Vec<_> = put.gaps(&wanted).collect();
+        for gap in new {
+            self.put(&trapped.traps, gap.clone())?;
+            put.insert(gap);
+            trapped.losses.grown();
+        }
+        Ok(())
+    }
+
+    /// Puts the file's pages of `bytes` into the mapping, and makes those that it does not have.
+    fn put(&self, traps: &Traps, bytes: Range<u64>) -> Result<(), Errno> {
+        let mut at = bytes.start;
+        for _ in 0..MOST_TRIES {
+            loop {
+                let (done, stop) = traps.put(self.base as u64 + at, bytes.end - at);
+                at += done;
+                match stop {
+                    None => return Ok(()),
+                    // Of an earlier attempt that failed further on.
+                    Some(Stop::Present) => at += self.page,
+                    Some(Stop::Hole) => break,
+                    Some(Stop::Failed(error)) => return Err(error),
+                }
+                if at >= bytes.end {
+                    return Ok(());
+                }
+            }
+            self.make(at..bytes.end)?;
+        }
+        Err(Errno::EFAULT)
+    }
+
+    /// Has the file make the pages of `bytes` that it does not have, as a pin would.
+    fn make(&self, bytes: Range<u64>) -> Result<(), Errno> {
+        let offset = libc::off_t::try_from(bytes.start).map_err(|_| Errno::EFAULT)?;
+        let length = (bytes.end - bytes.start) as usize;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let at = unsafe {
+            let rights = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+            libc::mmap(ptr::null_mut(), length, rights, flags, self.file.as_raw_fd(), offset)
+        };
+        if at == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        let made = populate(at.cast(), length, libc::MADV_POPULATE_READ);
+        // SAFETY: the mapping just made, whose address nobody else knows.
+        unsafe { libc::munmap(at, length) };
+        made
     }
 
     fn advise(&self, offset: u64, length: usize, advice: i32) -> Result<(), Errno> {
-        let at = self.at(offset, length).ok_or(Errno::EFAULT)?;
-        loop {
-            // SAFETY: the range lies in our own mapping, and populating changes no contents.
-            match unsafe { libc::madvise(at.cast(), length, advice) } {
-                0 => return Ok(()),
-                _ => match Errno::last() {
-                    Errno::EAGAIN | Errno::EINTR => {}
-                    Errno::ENOMEM => return Err(Errno::ENOMEM),
-                    _ => return Err(Errno::EFAULT),
-                },
-            }
-        }
+        populate(self.at(offset, length).ok_or(Errno::EFAULT)?, length, advice)
     }
 
     /// The ranges of `offset..offset+length` in which the file has pages; at most `most`.
@@ -237,25 +334,58 @@ impl FileMap {
         Ok(found)
     }
 
-    /// Copies from byte `offset` of the file.
-    pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
-        let from = self.at(offset, into.len()).ok_or(Errno::EFAULT)?;
-        // SAFETY: `from` and the bytes after it are mapped while `self` lives; a truncated page
-        // becomes a zero page. Others may write them meanwhile, as they may during real DMA:
-        // the copy then has old or new bytes, and none of them are trusted.
-        unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
-        Ok(())
+    /// Reads what the file itself has at byte `offset`. False past its end.
+    pub(super) fn file_has(&self, offset: u64, into: &mut [u8]) -> bool {
+        let read = i64::try_from(offset)
+            .map_err(|_| Errno::EINVAL)
+            .and_then(|offset| nix::sys::uio::pread(&self.file, into, offset));
+        read == Ok(into.len())
     }
 
-    /// Copies to byte `offset` of the file.
+    /// Copies from byte `offset` of the file. `EFAULT` for what is not there.
+    pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+        let from = self.at(offset, into.len()).ok_or(Errno::EFAULT)?;
+        // SAFETY: `from` and the bytes after it are mapped while `self` lives, which installed the
+        // guard. Others may write them meanwhile, as they may during real DMA: the copy then has old
+        // or new bytes, and none of them are trusted.
+        let copied = unsafe { guarded::copy(into.as_mut_ptr(), from, into.len()) };
+        copied.map_err(|_| self.missed(offset, into.len()))
+    }
+
+    /// Copies to byte `offset` of the file. `EFAULT` for what is not there or may not be written.
     pub(crate) fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
         if !self.writable {
             return Err(Errno::EFAULT);
         }
         let to = self.at(offset, from.len()).ok_or(Errno::EFAULT)?;
         // SAFETY: as in `read`, and the mapping is writable.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
-        Ok(())
+        let copied = unsafe { guarded::copy(to, from.as_ptr(), from.len()) };
+        copied.map_err(|_| self.missed(offset, from.len()))
+    }
+
+    fn missed(&self, offset: u64, length: usize) -> Errno {
+        if let Some(losses) = self.losses() {
+            losses.missed(offset..offset + length as u64);
+        }
+        Errno::EFAULT
+    }
+
+    /// Replaces the `width` bytes at byte `offset` of the file, which is a multiple of that, if they
+    /// are `old`: what was there. Nothing for what is not there or may not be written.
+    pub(super) fn compare_exchange(
+        &self,
+        offset: u64,
+        width: Width,
+        old: u64,
+        new: u64,
+    ) -> Option<u64> {
+        let at = self.at(offset, width.bytes() as usize).filter(|_| self.writable)?;
+        if !offset.is_multiple_of(width.bytes()) {
+            return None;
+        }
+        // SAFETY: aligned, as the mapping begins at a page, and mapped while `self` lives, which
+        // installed the guard.
+        unsafe { guarded::compare_exchange(at, width, old, new) }.ok()
     }
 }
 
@@ -266,148 +396,17 @@ impl Drop for FileMap {
     }
 }
 
-/// The files that are mapped now.
-#[derive(Default)]
-pub(crate) struct FileMaps(Mutex<HashMap<(u64, u64, bool), Weak<FileMap>>>);
-
-impl FileMaps {
-    /// A mapping of the file with that device and inode that has at least `needed` bytes, if
-    /// there is one. A mapped file lives, so the inode's number cannot mean another one.
-    pub(crate) fn find(&self, id: (u64, u64), needed: u64, write: bool) -> Option<Arc<FileMap>> {
-        let maps = self.0.lock();
-        let map = maps.get(&(id.0, id.1, write))?.upgrade()?;
-        (map.length as u64 >= needed).then_some(map)
-    }
-
-    /// A mapping of `file` for a pin: one that may be written where that can be had at all, since
-    /// only such pages can be kept in place; for `write`, none else.
-    ///
-    /// Whether devices may write is not decided here.
-    pub(crate) fn for_pin(
-        &self,
-        file: impl AsFd,
-        kind: &FileKind,
-        needed: u64,
-        write: bool,
-    ) -> Result<Arc<FileMap>, Errno> {
-        if let Some(map) = self.find(kind.id, needed, true) {
-            return Ok(map);
+/// Makes pages of a mapping of a file present. `EFAULT` for what is past its end.
+fn populate(at: *mut u8, length: usize, advice: i32) -> Result<(), Errno> {
+    loop {
+        // SAFETY: callers give a mapping of theirs, and populating changes no contents.
+        match unsafe { libc::madvise(at.cast(), length, advice) } {
+            0 => return Ok(()),
+            _ => match Errno::last() {
+                Errno::EAGAIN | Errno::EINTR => {}
+                Errno::ENOMEM => return Err(Errno::ENOMEM),
+                _ => return Err(Errno::EFAULT),
+            },
         }
-        let file = file.as_fd();
-        match self.get(file, kind, needed, true) {
-            Err(Errno::EACCES) if !write && kind.pinnable => {
-                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-                let again = std::fs::OpenOptions::new().read(true).write(true).open(path);
-                let map = again.ok().and_then(|file| self.get(&file, kind, needed, true).ok());
-                map.map_or_else(|| self.get(file, kind, needed, false), Ok)
-            }
-            // Sealed against writing.
-            Err(Errno::EPERM | Errno::EACCES) if !write => self.get(file, kind, needed, false),
-            other => other,
-        }
-    }
-
-    /// A mapping of `file` that has at least `needed` bytes.
-    ///
-    /// `file` is consulted only when there is none yet, and may then be opened again.
-    pub(crate) fn get(
-        &self,
-        file: impl AsFd,
-        kind: &FileKind,
-        needed: u64,
-        writable: bool,
-    ) -> Result<Arc<FileMap>, Errno> {
-        let key = (kind.id.0, kind.id.1, writable);
-        let mut maps = self.0.lock();
-        if let Some(map) = maps.get(&key).and_then(Weak::upgrade)
-            && map.length as u64 >= needed
-        {
-            return Ok(map);
-        }
-        let copy = file.as_fd().try_clone_to_owned().map_err(|_| Errno::ENFILE)?;
-        let map = Arc::new(FileMap::new(copy, kind, writable)?);
-        if (map.length as u64) < needed {
-            return Err(Errno::EFAULT);
-        }
-        maps.retain(|_, map| map.strong_count() > 0);
-        maps.insert(key, Arc::downgrade(&map));
-        Ok(map)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsFd;
-
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-    use nix::unistd::ftruncate;
-
-    use super::*;
-
-    fn memfd(bytes: i64) -> OwnedFd {
-        let file = memfd_create(c"map-test", MFdFlags::MFD_CLOEXEC).unwrap();
-        ftruncate(&file, bytes).unwrap();
-        file
-    }
-
-    #[test]
-    fn one_mapping_serves_all() {
-        let maps = FileMaps::default();
-        let file = memfd(3 * 4096);
-        let kind = FileKind::of(file.as_fd()).unwrap();
-        assert!(kind.pinnable && kind.regular);
-        let map = maps.get(&file, &kind, 4096, true).unwrap();
-        let again = maps.get(&file, &kind, 3 * 4096, true).unwrap();
-        assert!(Arc::ptr_eq(&map, &again));
-        map.write(4090, b"across two pages").unwrap();
-        let mut seen = [0; 16];
-        nix::sys::uio::pread(&file, &mut seen, 4090).unwrap();
-        assert_eq!(&seen, b"across two pages");
-        assert_eq!(map.read(3 * 4096 - 1, &mut [0; 2]), Err(Errno::EFAULT));
-        assert_eq!(maps.get(&file, &kind, 4 * 4096, true).err(), Some(Errno::EFAULT));
-    }
-
-    #[test]
-    fn a_file_that_grew_is_mapped_anew() {
-        let maps = FileMaps::default();
-        let file = memfd(4096);
-        let small = maps.get(&file, &FileKind::of(file.as_fd()).unwrap(), 4096, true).unwrap();
-        ftruncate(&file, 8192).unwrap();
-        let kind = FileKind::of(file.as_fd()).unwrap();
-        let large = maps.get(&file, &kind, 8192, true).unwrap();
-        assert!(!Arc::ptr_eq(&small, &large));
-        large.write(0, b"both").unwrap();
-        let mut seen = [0; 4];
-        small.read(0, &mut seen).unwrap();
-        assert_eq!(&seen, b"both");
-    }
-
-    #[test]
-    fn a_truncated_page_reads_zeroes() {
-        let maps = FileMaps::default();
-        let file = memfd(8192);
-        let kind = FileKind::of(file.as_fd()).unwrap();
-        let map = maps.get(&file, &kind, 8192, true).unwrap();
-        map.write(0, &[7; 8192]).unwrap();
-        ftruncate(&file, 4096).unwrap();
-        let before = sigbus::replaced();
-        let mut seen = [1; 8192];
-        map.read(0, &mut seen).unwrap();
-        assert!(seen[..4096].iter().all(|&byte| byte == 7));
-        assert!(seen[4096..].iter().all(|&byte| byte == 0));
-        assert!(sigbus::replaced() > before);
-        map.write(5000, b"goes nowhere").unwrap();
-    }
-
-    #[test]
-    fn populate_makes_pages_and_stops_at_the_end() {
-        let maps = FileMaps::default();
-        let file = memfd(8192);
-        let kind = FileKind::of(file.as_fd()).unwrap();
-        let map = maps.get(&file, &kind, 8192, true).unwrap();
-        map.populate(0, 8192).unwrap();
-        assert_eq!(nix::sys::stat::fstat(&file).unwrap().st_blocks, 16);
-        ftruncate(&file, 4096).unwrap();
-        assert_eq!(map.populate(0, 8192), Err(Errno::EFAULT));
     }
 }

@@ -111,11 +111,14 @@ impl Mm {
         host.pfns.now(&self.pagemap, address)
     }
 
-    /// What happens to the mapping is told from now on, where that can be had.
-    pub(super) fn watch(&self, vma: &Vma) {
+    /// What happens to the mapping is told from now on, where that can be had; [`Uffd::watch`] says
+    /// what `kept` is.
+    ///
+    /// [`Uffd::watch`]: super::uffd::Uffd::watch
+    pub(super) fn watch(&self, vma: &Vma, kept: bool) {
         let Ok(helper) = self.helper() else { return };
         let Some(uffd) = helper.uffd() else { return };
-        if let Err(error) = uffd.watch(vma.start..vma.end) {
+        if let Err(error) = uffd.watch(vma.start..vma.end, kept) {
             // EBUSY: the program watches it itself. EINVAL: no kind of memory that can be.
             tracing::debug!(pid = self.pid, start = vma.start, %error, "a mapping is not watched");
         }

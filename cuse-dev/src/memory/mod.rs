@@ -4,18 +4,11 @@
 //! this order of preference:
 //!
 //! 1. shared memory ([`shared`]): the file behind the mapping, mapped here. The very pages, which a
-//!    ring of this process ([`own`]) keeps in their frames.
+//!    ring of this process ([`own`]) keeps, whatever becomes of the file.
 //! 2. private memory that the caller may write: a buffer registered with an io_uring of the
 //!    caller's mm, which is a kernel pin.
 //! 3. everything else ([`pin`]): a live window on the caller's addresses, marked as such with its
 //!    reason.
-//!
-//! What follows a file rather than its pages follows it through truncation and hole punching,
-//! too: there the device sees the file's new pages, where the kernel would keep the old ones. The old
-//! ones are still in the ring's registered buffer, but nothing tells that the mapping does not show
-//! them any more: a page that is missing may also have been unmapped by reclaim, and then the file's
-//! page is the pinned one. To tell the two apart takes a userfaultfd on our own mapping (`SIGBUS` for
-//! missing and minor faults) and, for each fault, a look at the frame that the file has there now.
 //!
 //! Read-only private memory is a window, not a copy: with the kernel's pin a device sees what the
 //! process writes there after an `mprotect` (a VMM that patches its guest's ROM), which a copy would miss.
@@ -23,8 +16,11 @@
 
 pub(crate) mod block;
 pub mod file;
+mod guarded;
 pub(crate) mod helper;
+mod losses;
 pub(crate) mod map;
+pub(crate) mod maps;
 pub(crate) mod mm;
 pub(crate) mod own;
 mod parking;
@@ -35,7 +31,7 @@ pub mod process;
 pub(crate) mod ring;
 mod rings;
 mod shared;
-pub(crate) mod sigbus;
+pub(crate) mod trap;
 mod uffd;
 pub(crate) mod vma;
 pub(crate) mod watch;
@@ -44,13 +40,14 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crossbeam_channel::unbounded;
 use engine::{Engine, Errno};
 
 pub use pfn::PfnMode;
 
 /// What all mms of this process's callers share.
 pub struct Host {
-    pub(crate) maps: map::FileMaps,
+    pub(crate) maps: maps::FileMaps,
     pub(crate) pfns: pfn::Pfns,
     pub(crate) own: own::Own,
     /// `/proc/self/pagemap`.
@@ -80,6 +77,16 @@ impl Host {
     /// once, before the first pin.
     pub fn warn_of_changes(&self, engine: &Arc<Engine>) -> std::io::Result<()> {
         let engine = Arc::downgrade(engine);
+        let (sender, maps) = unbounded();
+        let (pagemap, told) = (self.pagemap.try_clone()?, engine.clone());
+        let tell = move || {
+            if let Some(engine) = told.upgrade() {
+                engine.pages_lost();
+            }
+        };
+        let watch = move || losses::watch(&maps, &pagemap, &tell);
+        std::thread::Builder::new().name("file-watch".into()).spawn(watch)?;
+        self.maps.watched_by(sender);
         self.watch.tell(Box::new(move |mm, addresses, when, what| {
             engine
                 .upgrade()

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use engine::Errno;
+use engine::dma::atomic::Width;
 use engine::memory::{Held, PAGE_SIZE, Pin};
+use rangemap::RangeSet;
 
 use super::Host;
 use super::map::FileMap;
@@ -15,11 +17,13 @@ use super::private::Registered;
 
 /// What keeps the pages of a part.
 pub(crate) enum Hold {
-    /// A mapping of the file behind them, from byte `offset` of the file, and a kernel pin of what
-    /// is mapped, or why there is none.
-    File { map: Arc<FileMap>, offset: u64, pinned: Result<Registered, &'static str> },
+    /// A kernel pin of pages of a file, from byte `offset` of it, and a mapping that shows those pages
+    /// as long as the file has them.
+    File { map: Arc<FileMap>, offset: u64, registered: Registered },
     /// A kernel pin of them.
     Pinned(Registered),
+    /// Nothing but a mapping of the file behind them: what the file has there is used.
+    Shown { map: Arc<FileMap>, offset: u64, why: &'static str },
     /// Nothing: the caller's addresses from `address` are looked at when they are used.
     Window { mm: Arc<Mm>, address: u64, why: &'static str },
 }
@@ -46,7 +50,11 @@ impl Part {
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         match &self.hold {
-            Hold::File { map, offset: base, .. } => map.read(base + offset, into),
+            // What the file has lost the pin has still. To begin anew does not matter.
+            Hold::File { map, offset: base, registered } => {
+                map.read(base + offset, into).or_else(|_| registered.read(offset, into))
+            }
+            Hold::Shown { map, offset: base, .. } => map.read(base + offset, into),
             Hold::Pinned(registered) => registered.read(offset, into),
             Hold::Window { mm, address, .. } => mm.peek(address + offset, into),
         }
@@ -54,12 +62,51 @@ impl Part {
 
     fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
         match &self.hold {
-            Hold::File { map, offset: base, .. } => map.write(base + offset, from),
+            Hold::File { map, offset: base, registered } => {
+                map.write(base + offset, from).or_else(|_| registered.write(offset, from))
+            }
+            Hold::Shown { map, offset: base, .. } => map.write(base + offset, from),
             Hold::Pinned(registered) => registered.write(offset, from),
             Hold::Window { mm, address, .. } => mm.poke(address + offset, from),
         }
     }
 }
+
+impl Part {
+    /// Calls `each` with the pages in `bytes` of it that the file has lost, as far as nobody was told.
+    fn lost(&self, bytes: Range<u64>, each: &mut dyn FnMut(Range<u64>)) {
+        let Hold::File { map, offset, registered } = &self.hold else { return };
+        let Some(losses) = map.losses() else { return };
+        for gone in losses.gone(&(offset + bytes.start..offset + bytes.end)) {
+            let pages = (gone.start..gone.end).step_by(PAGE_SIZE as usize);
+            let mut lost = RangeSet::new();
+            for page in pages.filter(|&page| is_other(map, page, registered, page - offset)) {
+                lost.insert(page..page + PAGE_SIZE);
+            }
+            for pages in lost.iter() {
+                losses.tell(pages.clone());
+                each(pages.start - offset..pages.end - offset);
+            }
+        }
+    }
+}
+
+/// Whether the page that the file has at byte `offset`, if it has one, is another than the pinned one at
+/// byte `at` of a pin. The kernel also unmaps pages to see whether anybody wants them. That is told by
+/// what is in them, which anybody may change between two looks.
+fn is_other(map: &FileMap, offset: u64, registered: &Registered, at: u64) -> bool {
+    if map.data(offset, PAGE_SIZE, 1).is_ok_and(|data| data.is_empty()) {
+        return true;
+    }
+    let (mut has, mut pinned) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
+    (0..LOOKS).all(|_| {
+        registered.read(at, &mut pinned).is_ok()
+            && !(map.file_has(offset, &mut has) && has == pinned)
+    })
+}
+
+/// How often pages are compared.
+const LOOKS: usize = 3;
 
 /// The pages of one [`engine::memory::AddressSpace::pin`] or [`engine::memory::BackingFile::pin`].
 pub(crate) struct Pages {
@@ -142,19 +189,33 @@ impl Pin for Pages {
         self.split(span(offset, from.len())?, |part, at, piece| part.write(at, &from[piece]))
     }
 
-    fn window(&self, bytes: Range<u64>, with: &mut dyn FnMut(*mut u8)) -> bool {
-        let Some((_, part)) = self.part(bytes.start) else { return false };
-        let Hold::File { map, offset, .. } = &part.hold else { return false };
-        if bytes.end > part.end() || bytes.is_empty() {
-            return false;
-        }
-        let at = bytes.start - part.start;
-        match map.at(offset + at, (bytes.end - bytes.start) as usize) {
-            Some(pointer) if map.writable() || !self.write => {
-                with(pointer);
-                true
+    fn compare_exchange(
+        &self,
+        offset: u64,
+        width: Width,
+        old: u64,
+        new: u64,
+    ) -> Option<Result<u64, Errno>> {
+        let (_, part) = self.part(offset)?;
+        match &part.hold {
+            Hold::File { .. } | Hold::Shown { .. } if !self.write => Some(Err(Errno::EFAULT)),
+            Hold::File { map, offset: base, .. } | Hold::Shown { map, offset: base, .. } => {
+                map.compare_exchange(base + (offset - part.start), width, old, new).map(Ok)
             }
-            _ => false,
+            Hold::Pinned(_) | Hold::Window { .. } => None,
+        }
+    }
+
+    fn lost(&self, pages: Range<u64>, each: &mut dyn FnMut(u64, u64)) {
+        let bytes = pages.start.saturating_mul(PAGE_SIZE)..pages.end.saturating_mul(PAGE_SIZE);
+        for part in &self.parts {
+            let (start, end) = (bytes.start.max(part.start), bytes.end.min(part.end()));
+            if start < end {
+                part.lost(start - part.start..end - part.start, &mut |lost| {
+                    let pages = (lost.end - lost.start) / PAGE_SIZE;
+                    each((part.start + lost.start) / PAGE_SIZE, pages);
+                });
+            }
         }
     }
 
@@ -163,8 +224,7 @@ impl Pin for Pages {
         for part in &self.parts {
             let (start, end) = (bytes.start.max(part.start), bytes.end.min(part.end()));
             if start < end
-                && let Hold::Pinned(registered) | Hold::File { pinned: Ok(registered), .. } =
-                    &part.hold
+                && let Hold::Pinned(registered) | Hold::File { registered, .. } = &part.hold
             {
                 registered.release(start - part.start, end - part.start);
             }
@@ -181,8 +241,8 @@ impl Pin for Pages {
             Held::Window(_) => 4,
         };
         let held = self.parts.iter().map(|part| match &part.hold {
-            Hold::File { pinned: Ok(_), .. } => Held::Shared,
-            Hold::File { pinned: Err(why), .. } => Held::Mapped(why),
+            Hold::File { .. } => Held::Shared,
+            Hold::Shown { why, .. } => Held::Mapped(why),
             Hold::Pinned(_) => Held::Pinned,
             Hold::Window { why, .. } => Held::Window(why),
         });

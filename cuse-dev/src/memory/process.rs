@@ -140,16 +140,15 @@ impl ProcessMemory {
         if vma.readable {
             self.mm.probe(address, 1)?;
         }
-        self.mm.watch(vma);
-        if vma.shared {
-            let offset = vma.offset.checked_add(address - vma.start).ok_or(Errno::EFAULT)?;
-            let end = offset.checked_add(length).ok_or(Errno::EFAULT)?;
-            if let Some(map) = self.map_shared(vma, end, write) {
-                if write && !map.pinnable() {
-                    return Err(Errno::EFAULT);
-                }
-                return shared::pin(&self.host, &map, offset, length, start, parts);
+        let offset = vma.offset.checked_add(address - vma.start).ok_or(Errno::EFAULT)?;
+        let end = offset.checked_add(length).ok_or(Errno::EFAULT)?;
+        let shared = if vma.shared { self.map_shared(vma, end, write) } else { None };
+        self.mm.watch(vma, shared.as_ref().is_some_and(|map| map.keeps()));
+        if let Some(map) = shared {
+            if write && !map.pinnable() {
+                return Err(Errno::EFAULT);
             }
+            return shared::pin(&self.host, &map, offset, length, start, parts);
         }
         let why = if vma.writable {
             match self.register(address, length) {

@@ -51,59 +51,90 @@ pub(super) enum What {
     Moved(u64),
 }
 
+/// A mapping that is registered.
+struct Registered {
+    addresses: Range<u64>,
+    /// Its pages are a file's, which tells what it loses.
+    kept: bool,
+}
+
+impl Registered {
+    fn overlaps(&self, other: &Range<u64>) -> bool {
+        self.addresses.start < other.end && other.start < self.addresses.end
+    }
+}
+
 /// A userfaultfd of a caller.
 pub(super) struct Uffd {
     fd: OwnedFd,
     /// The mappings that are registered, as far as nothing happened to them since.
-    registered: Mutex<Vec<Range<u64>>>,
+    registered: Mutex<Vec<Registered>>,
 }
 
 impl Uffd {
     /// `fd` was made by a process of the mm with [`FLAGS`] and not used yet.
     pub(super) fn new(fd: OwnedFd) -> Result<Self, Errno> {
         let events = EVENT_REMAP | EVENT_REMOVE | EVENT_UNMAP;
-        let api = |features: u64| {
-            let mut api = [UFFD_API, features, 0];
-            // SAFETY: the command reads and writes 24 bytes.
-            Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API as _, api.as_mut_ptr()) })
-        };
-        api(events | WP_ASYNC).or_else(|_| api(events))?;
+        api(&fd, events | WP_ASYNC).or_else(|_| api(&fd, events))?;
         Ok(Self { fd, registered: Mutex::default() })
     }
 
     /// Tells of what happens to the mapping with those addresses from now on. A mapping as a whole:
-    /// a part would become one of its own, and `mremap` of both together would fail.
-    pub(super) fn watch(&self, mapping: Range<u64>) -> Result<(), Errno> {
+    /// a part would become one of its own, and `mremap` of both together would fail. Of pages that
+    /// are `kept` whatever `madvise` does to the mapping it tells nothing: the file's are told of
+    /// when the file loses them ([`super::losses`]), and others are not lost.
+    pub(super) fn watch(&self, mapping: Range<u64>, kept: bool) -> Result<(), Errno> {
         let mut registered = self.registered.lock();
-        if registered.iter().any(|known| known.start <= mapping.start && mapping.end <= known.end) {
+        let covers = |known: &&mut Registered| {
+            known.addresses.start <= mapping.start && mapping.end <= known.addresses.end
+        };
+        if let Some(known) = registered.iter_mut().find(covers) {
+            known.kept = kept;
             return Ok(());
         }
         let length = mapping.end - mapping.start;
-        let mut register = [mapping.start, length, UFFDIO_REGISTER_MODE_WP, 0];
-        let at = register.as_mut_ptr();
-        // SAFETY: the command reads and writes 32 bytes.
-        Errno::result(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_REGISTER as _, at) })?;
-        registered.retain(|known| known.end <= mapping.start || mapping.end <= known.start);
-        registered.push(mapping);
+        register(&self.fd, mapping.start, length, UFFDIO_REGISTER_MODE_WP)?;
+        registered.retain(|known| !known.overlaps(&mapping));
+        registered.push(Registered { addresses: mapping, kept });
         Ok(())
     }
 
     /// The next event, if there is one. Whoever caused it goes on.
     pub(super) fn event(&self) -> Option<Event> {
-        let mut message = [0; MESSAGE];
-        let when = Instant::now();
-        if nix::unistd::read(&self.fd, &mut message) != Ok(MESSAGE) {
-            return None;
+        loop {
+            let mut message = [0; MESSAGE];
+            let when = Instant::now();
+            if nix::unistd::read(&self.fd, &mut message) != Ok(MESSAGE) {
+                return None;
+            }
+            let event = decode(&message, when)?;
+            let gone = &event.addresses;
+            let mut registered = self.registered.lock();
+            if event.what != What::Discarded {
+                // What is left of a mapping is registered again when it is needed.
+                registered.retain(|known| !known.overlaps(gone));
+            } else if registered.iter().any(|known| known.kept && known.overlaps(gone)) {
+                continue;
+            }
+            return Some(event);
         }
-        let event = decode(&message, when)?;
-        let gone = &event.addresses;
-        let mut registered = self.registered.lock();
-        if event.what != What::Discarded {
-            // What is left of a mapping is registered again when it is needed.
-            registered.retain(|known| known.end <= gone.start || gone.end <= known.start);
-        }
-        Some(event)
     }
+}
+
+/// Agrees with the kernel on `features` of the new userfaultfd `fd`.
+pub(super) fn api(fd: &OwnedFd, features: u64) -> Result<(), Errno> {
+    let mut api = [UFFD_API, features, 0];
+    // SAFETY: the command reads and writes 24 bytes.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API as _, api.as_mut_ptr()) })
+        .map(drop)
+}
+
+/// Registers a range of addresses with `fd` in the way that `mode` says.
+pub(super) fn register(fd: &OwnedFd, start: u64, length: u64, mode: u64) -> Result<(), Errno> {
+    let mut register = [start, length, mode, 0];
+    let at = register.as_mut_ptr();
+    // SAFETY: the command reads and writes 32 bytes.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER as _, at) }).map(drop)
 }
 
 impl AsFd for Uffd {
@@ -160,7 +191,7 @@ mod tests {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
             libc::mmap(std::ptr::null_mut(), length, rights, flags, -1, 0)
         } as usize;
-        uffd.watch(at as u64..(at + length) as u64).unwrap();
+        uffd.watch(at as u64..(at + length) as u64, false).unwrap();
         std::thread::scope(|scope| {
             // They wait for the events to be read.
             let actor = scope.spawn(|| {

@@ -151,6 +151,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_setsockopt,
     libc::SYS_socketpair,
     libc::SYS_statx,
+    libc::SYS_userfaultfd,
 ];
 
 /// Names that only older architectures have.

@@ -1,5 +1,5 @@
 /* What becomes of memory that a device uses, when its process does this or that with it. One
- * scenario for each argument `ROW` or `ROW:KIND`; exits with 0 when all is as with Linux's iommufd,
+ * scenario for each argument `ROW`, `ROW:KIND` or `ROW:KIND:file` (by IOMMU_IOAS_MAP_FILE); exits with 0 when all is as with Linux's iommufd,
  * 77 where the machine lacks what the row needs.
  *
  * Bytes are looked at through an access, and through DMA of the mock device when the environment
@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <glob.h>
 #include <linux/falloc.h>
+#include <linux/magic.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -22,6 +23,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -119,7 +121,19 @@ static int try_map_at(uint32_t in, void *va, size_t length, uint64_t iova, int f
 
 static int try_map(void *va, size_t length, int flags) { return try_map_at(ioas, va, length, IOVA, flags); }
 
-static void map(void *va, size_t length) { CHECK(try_map(va, length, READABLE | WRITEABLE) == 0); }
+static int by_file;        /* map the file, not where it is mapped */
+static int memory_fd = -1; /* the file */
+
+static void map(void *va, size_t length)
+{
+    if (by_file) {
+        struct map_file file = { sizeof(file), READABLE | WRITEABLE | FIXED, ioas, memory_fd, 0,
+                                 length, IOVA };
+        CHECK(call(0x8f, &file) == 0);
+    } else {
+        CHECK(try_map(va, length, READABLE | WRITEABLE) == 0);
+    }
+}
 
 static void unmap_in(uint32_t in, uint64_t iova, size_t length)
 {
@@ -284,8 +298,7 @@ static void alone_(int line, volatile char *at, char there, uint64_t iova, char 
 
 /* ---- memory ---- */
 
-enum kind { ANON, THP, MEMFD, SHARED, HUGETLB };
-static int memory_fd = -1;
+enum kind { ANON, THP, MEMFD, SHARED, HUGETLB, TMPFS };
 
 static size_t unit(enum kind kind) { return kind == THP || kind == HUGETLB ? HUGE : PAGE; }
 
@@ -293,6 +306,7 @@ static size_t unit(enum kind kind) { return kind == THP || kind == HUGETLB ? HUG
 static char *memory(enum kind kind, size_t units)
 {
     size_t length = units * unit(kind);
+    struct statfs system;
     char *at;
     switch (kind) {
     case ANON:
@@ -311,6 +325,13 @@ static char *memory(enum kind kind, size_t units)
     case MEMFD:
         memory_fd = memfd_create("semantics", MFD_CLOEXEC);
         CHECK(memory_fd >= 0 && ftruncate(memory_fd, length) == 0);
+        at = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+        break;
+    case TMPFS:
+        memory_fd = open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        if (memory_fd < 0 || fstatfs(memory_fd, &system) != 0 || system.f_type != TMPFS_MAGIC)
+            exit(SKIPPED);
+        CHECK(ftruncate(memory_fd, length) == 0);
         at = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
         break;
     default:
@@ -461,37 +482,115 @@ static void row_free(enum kind kind)
     BOTH_WAYS(at + PAGE, IOVA + PAGE);
 }
 
-static void row_remove(enum kind kind)
+/* ---- the file loses a page ---- */
+
+#define SECOND (IOVA + (64ul << 20))
+#define THIRD (IOVA + (128ul << 20))
+
+static char *lost_at;     /* where the pages are, of which the second goes */
+static size_t lost_size;  /* bytes of one */
+static size_t lost_total; /* bytes of all */
+
+static void lose_by_remove(void)
 {
-    char *at = memory(kind, 2);
-    begin();
-    map(at, 2 * PAGE);
-    CHECK(madvise(at, PAGE, MADV_REMOVE) == 0);
-    ALONE(at, 0, IOVA, 'a');
-    BOTH_WAYS(at + PAGE, IOVA + PAGE);
+    CHECK(madvise(lost_at + lost_size, lost_size, MADV_REMOVE) == 0);
 }
 
-static void row_punch(enum kind kind)
+static void lose_by_punch(void)
 {
-    char *at = memory(kind, 2);
-    begin();
-    map(at, 2 * PAGE);
-    CHECK(fallocate(memory_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE) == 0);
-    ALONE(at, 0, IOVA, 'a');
-    BOTH_WAYS(at + PAGE, IOVA + PAGE);
+    int flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    CHECK(fallocate(memory_fd, flags, lost_size, lost_size) == 0);
 }
 
-static void row_truncate(enum kind kind)
+static void lose_by_truncation(void)
 {
-    char *at = memory(kind, 2);
+    CHECK(ftruncate(memory_fd, lost_size) == 0);
+    CHECK(ftruncate(memory_fd, lost_total) == 0);
+}
+
+/* A huge page that the machine does not have any more. */
+static void no_page(int signal)
+{
+    (void)signal;
+    _exit(SKIPPED);
+}
+
+/* Maps the page, and what comes after it. */
+static void map_lost(uint64_t iova)
+{
+    char *at = lost_at + lost_size;
+    size_t length = lost_total - lost_size;
+    if (by_file) {
+        struct map_file file = { sizeof(file), READABLE | WRITEABLE | FIXED, ioas, memory_fd,
+                                 lost_size, length, iova };
+        CHECK(call(0x8f, &file) == 0);
+    } else {
+        CHECK(try_map_at(ioas, at, length, iova, READABLE | WRITEABLE) == 0);
+    }
+}
+
+static void begin_to_lose(enum kind kind)
+{
+    /* Two pages of 4 KiB in each map, as an access looks at two. */
+    size_t pages = kind == HUGETLB ? 2 : 3;
+    lost_size = unit(kind);
+    lost_total = pages * lost_size;
+    lost_at = memory(kind, pages);
+    if (kind == HUGETLB)
+        signal(SIGBUS, no_page);
     begin();
-    map(at, 2 * PAGE);
-    CHECK(ftruncate(memory_fd, PAGE) == 0);
-    BOTH_WAYS(at, IOVA);
-    ALONE(NULL, 0, IOVA + PAGE, 'a');
-    CHECK(ftruncate(memory_fd, 2 * PAGE) == 0);
-    /* The file's new page is another one. */
-    ALONE(at + PAGE, 0, IOVA + PAGE, 'x');
+    map(lost_at, lost_total);
+}
+
+/* Whoever has mapped the page has it still, and it is one page; who maps it later gets the file's. */
+static void row_lose(enum kind kind, void (*lose)(void))
+{
+    begin_to_lose(kind);
+    char *at = lost_at + lost_size;
+    uint64_t iova = IOVA + lost_size;
+    map_lost(SECOND);
+    lose();
+    ALONE(at, 0, iova, 'a');
+    SEES(SECOND, 'x');
+    PUTS(SECOND, '1');
+    PUTS(SECOND, '2');
+    SEES(iova, '2');
+    CHECK(*at == 'n');
+    SEES(iova + lost_size - 1, 0);
+    BOTH_WAYS(lost_at, IOVA);
+    unmap_in(ioas, SECOND, lost_total - lost_size);
+    map_lost(THIRD);
+    BOTH_WAYS(at, THIRD);
+    SEES(iova, '2');
+    /* And once more. */
+    *at = 'b';
+    lose();
+    ALONE(at, 0, THIRD, 'b');
+    SEES(iova, '2');
+    BOTH_WAYS(lost_at, IOVA);
+    unmap(lost_total);
+    SEES(THIRD, 'x');
+    unmap_in(ioas, THIRD, lost_total - lost_size);
+    CHECK(by_file || pinned() == 0);
+}
+
+static void row_remove(enum kind kind) { row_lose(kind, lose_by_remove); }
+static void row_punch(enum kind kind) { row_lose(kind, lose_by_punch); }
+static void row_truncate(enum kind kind) { row_lose(kind, lose_by_truncation); }
+
+/* All of the file goes, and the device goes on while there is none. */
+static void row_truncate_all(enum kind kind)
+{
+    begin_to_lose(kind);
+    CHECK(ftruncate(memory_fd, 0) == 0);
+    ALONE(NULL, 0, IOVA, 'a');
+    ALONE(NULL, 0, IOVA + lost_size, 'a');
+    CHECK(ftruncate(memory_fd, lost_total) == 0);
+    ALONE(lost_at, 0, IOVA, 'x');
+    ALONE(lost_at + lost_size, 0, IOVA + lost_size, 'x');
+    map_lost(SECOND);
+    BOTH_WAYS(lost_at + lost_size, SECOND);
+    SEES(IOVA + lost_size, 'x');
 }
 
 /* Parent and child each write. The device's page stays the parent's. */
@@ -969,28 +1068,50 @@ static void row_account_fork(void)
     CHECK(pinned() == 0);
 }
 
-/* Maps memory, and waits until standard input ends. */
+/* Maps memory, and does what standard input says to it until that ends. */
 static void row_wait(enum kind kind)
 {
-    char byte, *at = memory(kind, 4);
+    char what, *at = memory(kind, 4);
     begin();
     map(at, 4 * unit(kind));
-    puts("ready");
+    printf("ready\n");
     fflush(stdout);
-    CHECK(read(0, &byte, 1) == 0);
+    while (read(0, &what, 1) == 1) {
+        int flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+        switch (what) {
+        case 'd':
+            CHECK(madvise(at, PAGE, MADV_DONTNEED) == 0);
+            break;
+        case 'p':
+            CHECK(fallocate(memory_fd, flags, PAGE, PAGE) == 0);
+            break;
+        case 'f':
+            CHECK(fallocate(memory_fd, flags, 2 * PAGE, PAGE) == 0);
+            at[2 * PAGE] = 'f';
+            break;
+        case 'r':
+            CHECK(madvise(at + 3 * PAGE, PAGE, MADV_REMOVE) == 0);
+            break;
+        default:
+            CHECK(!"known");
+        }
+        printf("%p\n", at);
+        fflush(stdout);
+    }
 }
 
 int main(int argc, char **argv)
 {
     static const struct { const char *name; enum kind kind; } kinds[] = {
         { "anon", ANON }, { "thp", THP }, { "memfd", MEMFD }, { "shared", SHARED },
-        { "hugetlb", HUGETLB },
+        { "hugetlb", HUGETLB }, { "tmpfs", TMPFS },
     };
     static const struct { const char *name; void (*of)(enum kind); } by_kind[] = {
         { "live", row_live }, { "untouched", row_untouched }, { "munmap", row_munmap },
         { "fixed", row_fixed }, { "mremap", row_mremap }, { "dontneed", row_dontneed },
         { "free", row_free }, { "remove", row_remove }, { "punch", row_punch },
-        { "truncate", row_truncate }, { "fork", row_fork }, { "cow", row_cow },
+        { "truncate", row_truncate }, { "truncate-all", row_truncate_all }, { "fork", row_fork },
+        { "cow", row_cow },
         { "cow-read", row_cow_read }, { "mprotect", row_mprotect }, { "pageout", row_pageout },
         { "half-way", row_half_way }, { "once", row_once }, { "late-domain", row_late_domain },
         { "late-after-access", row_late_after_access }, { "wait", row_wait },
@@ -1010,6 +1131,11 @@ int main(int argc, char **argv)
         return 0;
     }
     snprintf(name, sizeof(name), "%s", argv[1]);
+    char *file = strstr(name, ":file");
+    if (file) {
+        by_file = 1;
+        *file = 0;
+    }
     char *colon = strchr(name, ':');
     if (colon) {
         size_t i = 0;

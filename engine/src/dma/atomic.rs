@@ -1,8 +1,6 @@
-//! The bytes of a pin: plain copies, and the atomics of PCIe's AtomicOp requests.
-#![allow(unsafe_code)] // Copies to and from pages that the caller's processors share.
+//! The atomics of PCIe's AtomicOp requests, on the bytes of a pin.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -39,6 +37,14 @@ impl Width {
             Self::Eight => 8,
         }
     }
+
+    /// `value` from little-endian to what this processor has, or back.
+    fn swapped(self, value: u64) -> u64 {
+        match self {
+            Self::Four => u32::from_le(value as u32).into(),
+            Self::Eight => u64::from_le(value),
+        }
+    }
 }
 
 impl Port {
@@ -46,7 +52,7 @@ impl Port {
     /// the right to read and to write.
     ///
     /// It is atomic towards the caller's processors where the memory is mapped here
-    /// ([`Pin::window`]). Where it is not (private memory that the kernel pins), only towards
+    /// ([`Pin::compare_exchange`]). Where it is not (private memory that the kernel pins, and pages that their file has lost), only towards
     /// other atomics of the engine's devices.
     pub fn atomic(self: &Arc<Self>, iova: u64, width: Width, op: AtomicOp) -> Result<u64, Fault> {
         let fault = |reason| Fault { iova, write: true, reason, recovery: Recovery::Unrecoverable };
@@ -71,29 +77,6 @@ impl Port {
     }
 }
 
-/// Copies out of a pin.
-pub(super) fn load(pin: &dyn Pin, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
-    let length = into.len();
-    let mapped = pin.window(offset..offset + length as u64, &mut |bytes| {
-        // SAFETY: `window` gives `length` bytes that are valid while it runs; `into` is ours and
-        // as long. The pages are shared memory of another process and none of our allocations,
-        // so they do not overlap `into`. Other processes may write meanwhile; the bytes are
-        // plain data, for which any value will do.
-        unsafe { std::ptr::copy_nonoverlapping(bytes, into.as_mut_ptr(), length) }
-    });
-    if mapped { Ok(()) } else { pin.read(offset, into) }
-}
-
-/// Copies into a pin.
-pub(super) fn store(pin: &dyn Pin, offset: u64, from: &[u8]) -> Result<(), Errno> {
-    let length = from.len();
-    let mapped = pin.window(offset..offset + length as u64, &mut |bytes| {
-        // SAFETY: as in `load`, the other way round.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), bytes, length) }
-    });
-    if mapped { Ok(()) } else { pin.write(offset, from) }
-}
-
 /// Compares and exchanges the 8 bytes at the aligned `offset`; answers what was there.
 pub(super) fn exchange(pin: &dyn Pin, offset: u64, old: u64, new: u64) -> Result<u64, Errno> {
     modify(pin, offset, Width::Eight, AtomicOp::CompareSwap(u64::from_le(old), u64::from_le(new)))
@@ -101,33 +84,19 @@ pub(super) fn exchange(pin: &dyn Pin, offset: u64, old: u64, new: u64) -> Result
 }
 
 fn modify(pin: &dyn Pin, offset: u64, width: Width, op: AtomicOp) -> Result<u64, Errno> {
-    let mut old = None;
-    pin.window(offset..offset + width.bytes(), &mut |bytes| {
-        if !(bytes.addr() as u64).is_multiple_of(width.bytes()) {
-            return; // A table of less than 8-byte granularity: no format has one.
+    // A guess: where it is wrong the first exchange tells what is there.
+    let mut expected = 0;
+    loop {
+        // The operand is little-endian in memory; an addition must be done in the processor's order.
+        let new = width.swapped(apply(width.swapped(expected), width, op));
+        match pin.compare_exchange(offset, width, expected, new) {
+            None => return emulate(pin, offset, width, op),
+            Some(found) => match found? {
+                found if found == expected => return Ok(width.swapped(found)),
+                found => expected = found,
+            },
         }
-        old = Some(match width {
-            // SAFETY: `window` gives `width` bytes at `offset`, valid while it runs, and they are
-            // aligned. Every other access of this process to them is a plain copy of shared memory.
-            Width::Four => on_four(unsafe { AtomicU32::from_ptr(bytes.cast()) }, op),
-            // SAFETY: the same.
-            Width::Eight => on_eight(unsafe { AtomicU64::from_ptr(bytes.cast()) }, op),
-        });
-    });
-    old.map_or_else(|| emulate(pin, offset, width, op), Ok)
-}
-
-fn on_four(at: &AtomicU32, op: AtomicOp) -> u64 {
-    // The operand is little-endian in memory; an addition must be done in the processor's order.
-    let step = |old: u32| apply(u64::from(u32::from_le(old)), Width::Four, op) as u32;
-    let old = at.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(step(old).to_le()));
-    u64::from(u32::from_le(old.unwrap_or_else(|old| old)))
-}
-
-fn on_eight(at: &AtomicU64, op: AtomicOp) -> u64 {
-    let step = |old: u64| apply(u64::from_le(old), Width::Eight, op).to_le();
-    let old = at.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(step(old)));
-    u64::from_le(old.unwrap_or_else(|old| old))
+    }
 }
 
 fn apply(old: u64, width: Width, op: AtomicOp) -> u64 {

@@ -128,17 +128,13 @@ impl Port {
     /// Loads `into.len()` bytes at `iova`. On a fault what comes before it was loaded.
     pub fn read(self: &Arc<Self>, iova: u64, into: &mut [u8]) -> Result<(), Fault> {
         let length = into.len() as u64;
-        self.transfer(iova, length, false, |pin, offset, part| {
-            let into = &mut into[part];
-            super::atomic::load(pin, offset, into)
-        })
+        self.transfer(iova, length, false, |pin, offset, part| pin.read(offset, &mut into[part]))
     }
 
     /// Stores `from` at `iova`. On a fault what comes before it was stored.
     pub fn write(self: &Arc<Self>, iova: u64, from: &[u8]) -> Result<(), Fault> {
-        self.transfer(iova, from.len() as u64, true, |pin, offset, part| {
-            super::atomic::store(pin, offset, &from[part])
-        })
+        let length = from.len() as u64;
+        self.transfer(iova, length, true, |pin, offset, part| pin.write(offset, &from[part]))
     }
 
     /// Walks `length` bytes at `iova` in pieces that lie in one pin.
@@ -363,8 +359,7 @@ impl GuestTable for Guest<'_, '_> {
     fn load(&mut self, address: u64) -> Result<u64, WalkFault> {
         let slot = self.slot(address, false)?;
         let mut bytes = [0; 8];
-        super::atomic::load(&*slot.pin, slot.offset_of(address), &mut bytes)
-            .map_err(|_| WalkFault::NotPresent)?;
+        slot.pin.read(slot.offset_of(address), &mut bytes).map_err(|_| WalkFault::NotPresent)?;
         Ok(u64::from_le_bytes(bytes))
     }
 

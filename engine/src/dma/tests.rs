@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -57,12 +57,26 @@ impl Pin for FakePin {
         unsafe { self.bytes(offset).copy_from(from.as_ptr(), from.len()) };
         Ok(())
     }
-    fn window(&self, bytes: Range<u64>, with: &mut dyn FnMut(*mut u8)) -> bool {
-        assert!(bytes.end <= self.words.len() as u64 * 8);
-        if self.mapped {
-            with(self.bytes(bytes.start));
-        }
-        self.mapped
+    fn compare_exchange(
+        &self,
+        offset: u64,
+        width: Width,
+        old: u64,
+        new: u64,
+    ) -> Option<Result<u64, Errno>> {
+        assert!(offset + width.bytes() <= self.words.len() as u64 * 8);
+        let at = self.bytes(offset);
+        let (all, relaxed) = (Ordering::SeqCst, Ordering::Relaxed);
+        self.mapped.then(|| match width {
+            // SAFETY: inside of `words`, aligned as atomics are, and all who share the pin use atomics.
+            Width::Four => unsafe { AtomicU32::from_ptr(at.cast()) }
+                .compare_exchange(old as u32, new as u32, all, relaxed)
+                .map_or_else(|found| Ok(found.into()), |found| Ok(found.into())),
+            // SAFETY: the same.
+            Width::Eight => Ok(unsafe { AtomicU64::from_ptr(at.cast()) }
+                .compare_exchange(old, new, all, relaxed)
+                .unwrap_or_else(|found| found)),
+        })
     }
     fn release(&self, _: Range<u64>) {}
     fn held(&self) -> Held {

@@ -131,4 +131,48 @@ impl Context {
         });
         warned
     }
+
+    /// Files have lost pages that are pinned ([`crate::memory::Pin::lost`]): warns about each mapping
+    /// of such pages. Answers how many.
+    ///
+    /// Takes IOAS locks: call it from a thread that no [`crate::memory::AddressSpace::pin`] waits
+    /// for.
+    pub fn pages_lost(&self) -> usize {
+        let mut warned = 0;
+        self.each_ioas(|ioas| {
+            for (&start, area) in &ioas.lock().areas {
+                let bytes = area.at..area.at + area.length(start);
+                let pages = bytes.start / PAGE_SIZE..bytes.end.div_ceil(PAGE_SIZE);
+                let mut lost: Vec<Range<u64>> = Vec::new();
+                area.pages.each_lost(pages, &mut |pages| match lost.last_mut() {
+                    Some(last) if last.end == pages.start => last.end = pages.end,
+                    _ => lost.push(pages),
+                });
+                for pages in lost {
+                    // Both ends of the area may be inside of a page.
+                    let from = (pages.start * PAGE_SIZE).max(bytes.start);
+                    let to = (pages.end * PAGE_SIZE).min(bytes.end);
+                    warned += 1;
+                    let place = format!("{:#x}", area.pages.address_of(from));
+                    let (va, offset) = match area.pages.source() {
+                        Source::Memory { .. } => (Some(place), None),
+                        _ => (None, Some(place)),
+                    };
+                    tracing::warn!(
+                        owner = area.pages.describe(),
+                        pid = area.pages.pid().unwrap_or(area.pages.origin().caller),
+                        va = va.map(tracing::field::display),
+                        offset = offset.map(tracing::field::display),
+                        length = format_args!("{:#x}", to - from),
+                        ioas = ioas.id(),
+                        iova = format_args!("{:#x}", start + (from - bytes.start)),
+                        call = area.pages.origin().call,
+                        "memory that is mapped in an IOAS was taken from its file, which was truncated \
+                         or punched: the device keeps the old pages"
+                    );
+                }
+            }
+        });
+        warned
+    }
 }

@@ -243,6 +243,25 @@ impl Pages {
         }
     }
 
+    /// Shows the runs of `pages` that are pinned and that their file has lost, as nobody was told yet.
+    pub(crate) fn each_lost(&self, pages: Range<u64>, each: &mut dyn FnMut(Range<u64>)) {
+        let pinned: Vec<_> = {
+            let state = self.state.lock();
+            let runs = state.runs.overlapping(&pages);
+            let cut = |(first, run): (u64, &Run)| {
+                let here = first.max(pages.start)..(first + run.length).min(pages.end);
+                (run.at + (here.start - first), here, run.pin.clone())
+            };
+            runs.map(cut).collect()
+        };
+        for (at, here, pin) in pinned {
+            pin.lost(at..at + (here.end - here.start), &mut |page, count| {
+                let page = here.start + (page - at);
+                each(page..page + count);
+            });
+        }
+    }
+
     /// Adds who pays to a report.
     pub(crate) fn add_payer(&self, payers: &mut BTreeMap<PayerId, PayerReport>) {
         self.state.lock().account.add_to(payers);

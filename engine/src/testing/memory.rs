@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -18,11 +18,18 @@ struct Frame {
     pfn: u64,
     bytes: Mutex<Option<Box<[u8; PAGE_SIZE as usize]>>>,
     pins: AtomicU64,
+    /// Its file has it no more.
+    taken: AtomicBool,
 }
 
 impl Frame {
     fn new(pfn: u64) -> Arc<Self> {
-        Arc::new(Self { pfn, bytes: Mutex::new(None), pins: AtomicU64::new(0) })
+        Arc::new(Self {
+            pfn,
+            bytes: Mutex::new(None),
+            pins: AtomicU64::new(0),
+            taken: AtomicBool::new(false),
+        })
     }
 
     fn read(&self, at: usize, into: &mut [u8]) {
@@ -165,9 +172,11 @@ impl TestFile {
         Arc::new(Self { frames: RwLock::new(frames), writable })
     }
 
-    /// Cuts it to `pages` pages.
+    /// Cuts it to `pages` pages. Pins keep the others.
     pub fn truncate(&self, pages: u64) {
-        self.frames.write().truncate(pages as usize);
+        let mut frames = self.frames.write();
+        let kept = frames.len().min(pages as usize);
+        frames.drain(kept..).for_each(|frame| frame.taken.store(true, Ordering::Relaxed));
     }
 
     /// How many pins its pages have together.
@@ -255,6 +264,11 @@ impl Pin for TestPin {
             self.frames.get(page as usize).ok_or(Errno::EFAULT)?.write(at, &from[part]);
         }
         Ok(())
+    }
+
+    fn lost(&self, pages: Range<u64>, each: &mut dyn FnMut(u64, u64)) {
+        let taken = |page: &u64| self.frames[*page as usize].taken.load(Ordering::Relaxed);
+        pages.filter(taken).for_each(|page| each(page, 1));
     }
 
     fn release(&self, pages: Range<u64>) {
