@@ -17,6 +17,11 @@
 //! and so does one with a RELEASE, whose order would be lost. The watch sleeps while nothing is
 //! asked.
 //!
+//! A CUSE device's RELEASE has a caller who waits, which a FUSE file's has not: whoever closes the
+//! last descriptor, most likely by dying. What the handler needs for the close may be what only that
+//! death gives it, such as the end of a fault in the caller's own memory. So the watch answers a
+//! RELEASE when it takes the lead from it, and the close goes on without anybody who waits.
+//!
 //! A thread that is killed while its request is answered stays until it has the answer. The watch
 //! looks after those whose request is held up, and answers for the handler where that allows it
 //! ([`Handler::abandon`]).
@@ -443,6 +448,10 @@ impl<H: Handler> Shared<H> {
                 if answering.stalls(ticks)
                     && self.set_apart(now, &answering.header, answering.by, true)
                 {
+                    if answering.release {
+                        // ENOENT: answered by itself after all.
+                        let _ = self.channel.send(answering.header.unique, 0, &[]);
+                    }
                     self.hand_over();
                     self.handler.stalled(&answering.header, answering.by);
                 }
@@ -459,5 +468,59 @@ impl<H: Handler> Shared<H> {
                 (last, ticks) = (self.turn.load(Ordering::SeqCst), 0);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::wire::proto::{InHeader, OutHeader, ReleaseIn, opcode};
+    use crate::wire::{Attributes, Opened};
+
+    /// A device whose close waits until the test says otherwise.
+    struct Closing(crossbeam_channel::Receiver<()>);
+
+    impl Handler for Closing {
+        fn attributes(&self, node: u64) -> Result<Attributes, Errno> {
+            Ok(Attributes::file(node, 0o600))
+        }
+        fn open(&self, _: &Header, _: u32) -> Result<Opened, Errno> {
+            Err(Errno::EIO)
+        }
+        fn release(&self, _: u64) {
+            let _ = self.0.recv();
+        }
+    }
+
+    #[test]
+    fn a_close_that_takes_for_ever_is_answered() {
+        // Messages in, messages out: what the kernel's descriptor does.
+        let kind = (AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+        let (ours, theirs) = socketpair(kind.0, kind.1, None, kind.2).unwrap();
+        let kernel = Arc::new(Channel::from_fd(ours));
+        let (close, closing) = crossbeam_channel::bounded(1);
+        let channel = Arc::new(Channel::from_fd(theirs));
+        let server =
+            Server::start(channel, Arc::new(Closing(closing)), Options::default()).unwrap();
+
+        let length = size_of::<InHeader>() + size_of::<ReleaseIn>();
+        let header = InHeader {
+            len: length as u32,
+            opcode: opcode::RELEASE,
+            unique: 7,
+            ..Default::default()
+        };
+        let message = [header.as_bytes(), ReleaseIn::default().as_bytes()].concat();
+        nix::unistd::write(&*kernel, &message).unwrap();
+        let mut answer = [0; 64];
+        let answer = kernel.read(&mut answer).unwrap();
+        let expected = OutHeader { len: answer.len() as u32, error: 0, unique: 7 };
+        assert_eq!(answer, expected.as_bytes());
+
+        close.send(()).unwrap();
+        drop(server);
     }
 }
