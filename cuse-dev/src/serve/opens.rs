@@ -82,6 +82,8 @@ pub(super) struct User {
     uid: u32,
     contexts: AtomicUsize,
     requests: AtomicUsize,
+    /// Requests that held the reader, perhaps on purpose, and are not over.
+    stuck: AtomicUsize,
     /// Nothing for root, who may have as much as it likes.
     quota: Option<Arc<Quota>>,
     /// Milliseconds since the start until which requests are answered apart; 0 for none.
@@ -95,6 +97,7 @@ impl User {
             quota: (uid != 0).then(|| Quota::new(most)),
             contexts: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
+            stuck: AtomicUsize::new(0),
             wary_until: AtomicU64::new(0),
         })
     }
@@ -108,7 +111,7 @@ pub(super) struct Opens {
     /// Threads that callers other than root hold.
     held: Arc<AtomicUsize>,
     /// The requests that held the reader, by their number.
-    stalled: Mutex<HashMap<u64, Held>>,
+    stalled: Mutex<HashMap<u64, (Held, Option<Stuck>)>>,
     users: Mutex<HashMap<u32, Arc<User>>>,
 }
 
@@ -174,7 +177,8 @@ impl Opens {
     }
 
     /// Whether the next request of `open` is to be answered apart from the reader: one of it is
-    /// already and may hold its lock, or its user lately held the reader.
+    /// already and may hold its lock, or its user held the reader, lately or with a request that
+    /// still goes on.
     pub(super) fn is_wary(&self, open: &Open) -> bool {
         open.apart.load(Ordering::Relaxed) > 0 || self.is_in_disgrace(&open.user)
     }
@@ -203,7 +207,7 @@ impl Opens {
         if until != 0 && !wary {
             user.wary_until.store(0, Ordering::Relaxed);
         }
-        wary
+        wary || user.stuck.load(Ordering::Relaxed) > 0
     }
 
     /// The request `unique` of `uid` holds its thread, until [`Opens::resumed`]. If `wary`, it may
@@ -215,8 +219,9 @@ impl Opens {
             let until = self.now() + WARY.as_millis() as u64;
             user.wary_until.store(until, Ordering::Relaxed);
         }
+        let stuck = wary.then(|| Stuck::new(user.clone()));
         let held = Held::new(&self.held, user);
-        self.stalled.lock().insert(unique, held);
+        self.stalled.lock().insert(unique, (held, stuck));
     }
 
     /// The request `unique`, which was stalled, is over.
@@ -282,6 +287,22 @@ impl Drop for Held {
     }
 }
 
+/// A request by which a user holds a thread, perhaps on purpose.
+struct Stuck(Arc<User>);
+
+impl Stuck {
+    fn new(user: Arc<User>) -> Self {
+        user.stuck.fetch_add(1, Ordering::Relaxed);
+        Self(user)
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        self.0.stuck.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use engine::{Engine, Node};
@@ -318,6 +339,19 @@ mod tests {
         drop(held);
         assert!(!opens.is_wary(&open));
         assert!(opens.enter(&open).is_ok());
+    }
+
+    #[test]
+    fn one_who_holds_a_thread_is_served_apart_however_long_that_lasts() {
+        let (opens, engine) = opens(2, 1);
+        let open = opens.get(open_of_nobody(&opens, &engine, 7)).unwrap();
+        opens.stalled(1, 7, true);
+        // A second later.
+        open.user.wary_until.store(0, Ordering::Relaxed);
+        assert!(opens.is_wary(&open));
+        assert_eq!(opens.enter(&open).err(), Some(Errno::EAGAIN));
+        opens.resumed(1);
+        assert!(!opens.is_wary(&open));
     }
 
     #[test]
