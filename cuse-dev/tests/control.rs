@@ -23,6 +23,11 @@ struct Subject {
 
 impl Subject {
     fn start() -> Option<Self> {
+        Self::with("memfd")
+    }
+
+    /// One that has mapped memory of the kind.
+    fn with(kind: &str) -> Option<Self> {
         let place = Place::with_program("semantics", &[])?;
         if !can_run() {
             return None;
@@ -31,7 +36,7 @@ impl Subject {
         let socket = directory.join("control");
         let mut run = softiommu_run(&["--strict", "--control", socket.to_str().unwrap()])
             .arg(directory.join("semantics"))
-            .arg("wait:memfd")
+            .arg(format!("wait:{kind}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -92,6 +97,14 @@ impl Subject {
 
     fn json(&self, words: &[&str]) -> Value {
         serde_json::from_str(&self.text(&[words, &["--json"]].concat())).unwrap()
+    }
+
+    /// The first area of the first IOAS.
+    fn area(&self) -> Value {
+        let show = self.json(&["show"]);
+        let objects = show["contexts"][0]["objects"].as_array().unwrap();
+        let ioas = objects.iter().find(|object| object["kind"] == "ioas").unwrap();
+        ioas["areas"][0].clone()
     }
 
     /// The object id of the device.
@@ -283,12 +296,43 @@ fn daemons_are_found_without_being_named() {
 }
 
 #[test]
+fn what_happens_to_mapped_memory_is_told() {
+    let Some(mut subject) = Subject::with("anon") else { return };
+    let area = subject.area();
+    if area["pins"][0]["held"] != "pinned" {
+        eprintln!("SKIPPED: the process has no helper");
+        return subject.end();
+    }
+    for (page, (letter, what)) in (0..).zip([
+        (b"d", "thrown away by madvise"),
+        (b"u", "unmapped, or mapped over"),
+        (b"m", "by mremap"),
+        (b"o", "unmapped, or mapped over"),
+    ]) {
+        let at = subject.does(letter);
+        let told = subject.told_of(0x100_0000 + page * 0x1000);
+        assert!(told[0]["message"].as_str().unwrap().contains(what), "{told:?}");
+        let fields = &told[0]["fields"];
+        let pid = format!("pid {} (semantics)", area["source"]["pid"]);
+        assert_eq!(fields["owner"], pid.as_str());
+        assert_eq!(fields["va"], format!("{:#x}", at + page * 0x1000));
+        assert_eq!(fields["length"], "0x1000");
+        assert_eq!(fields["call"], "IOMMU_IOAS_MAP");
+    }
+    // What is not mapped in an IOAS tells nothing, though it was once part of the same mapping. What
+    // comes after it is told after it.
+    let before = subject.warnings_of(0x100_0000).len();
+    subject.does(b"i");
+    subject.told_of(0x120_0000);
+    assert_eq!(subject.warnings_of(0x100_0000).len(), before);
+    subject.end();
+}
+
+#[test]
 fn what_a_file_loses_is_told_once() {
     let Some(mut subject) = Subject::start() else { return };
-    let show = subject.json(&["show"]);
-    let objects = show["contexts"][0]["objects"].as_array().unwrap();
-    let ioas = objects.iter().find(|object| object["kind"] == "ioas").unwrap();
-    if ioas["areas"][0]["pins"][0]["held"] != "shared" {
+    let area = subject.area();
+    if area["pins"][0]["held"] != "shared" {
         eprintln!("SKIPPED: the file's pages are not pinned");
         return subject.end();
     }
@@ -300,8 +344,8 @@ fn what_a_file_loses_is_told_once() {
     assert_eq!(fields["va"], format!("{:#x}", at + 0x1000));
     assert_eq!(fields["length"], "0x1000");
     assert_eq!(fields["call"], "IOMMU_IOAS_MAP");
-    assert_eq!(fields["ioas"], ioas["id"].to_string());
-    assert_eq!(fields["pid"], ioas["areas"][0]["source"]["pid"].to_string());
+    assert_eq!(fields["ioas"], "1");
+    assert_eq!(fields["pid"], area["source"]["pid"].to_string());
     // The file has a page there again: a device that looks finds out.
     subject.does(b"f");
     let device = subject.device();

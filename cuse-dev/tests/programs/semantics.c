@@ -1,6 +1,6 @@
 /* What becomes of memory that a device uses, when its process does this or that with it. One
- * scenario for each argument `ROW`, `ROW:KIND` or `ROW:KIND:file` (by IOMMU_IOAS_MAP_FILE); exits with 0 when all is as with Linux's iommufd,
- * 77 where the machine lacks what the row needs.
+ * scenario for each argument `ROW`, `ROW:KIND` or `ROW:KIND:file` (by IOMMU_IOAS_MAP_FILE); exits
+ * with 0 when all is as with Linux's iommufd, 77 where the machine lacks what the row needs.
  *
  * Bytes are looked at through an access, and through DMA of the mock device when the environment
  * names a control socket (SEMANTICS_CONTROL). Without one it runs on the real kernel, too (with
@@ -1068,6 +1068,48 @@ static void row_account_fork(void)
     CHECK(pinned() == 0);
 }
 
+/* Does to memory that is mapped what the letter says. */
+static void change(char what, char *at)
+{
+    int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    char *other;
+    switch (what) {
+    case 'd': /* discards page 0 */
+        CHECK(madvise(at, PAGE, MADV_DONTNEED) == 0);
+        break;
+    case 'u': /* unmaps page 1 */
+        CHECK(munmap(at + PAGE, PAGE) == 0);
+        break;
+    case 'm': /* moves page 2 */
+        other = memory(ANON, 1);
+        CHECK(mremap(at + 2 * PAGE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, other) == other);
+        break;
+    case 'o': /* maps over page 3 */
+        other = mmap(at + 3 * PAGE, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        CHECK(other == at + 3 * PAGE);
+        break;
+    case 'i': /* takes all out of the IOAS before it goes, and puts another page there */
+        unmap(4 * PAGE);
+        CHECK(munmap(at, PAGE) == 0);
+        other = memory(ANON, 1);
+        CHECK(try_map_at(ioas, other, PAGE, IOVA + HUGE, READABLE) == 0);
+        CHECK(munmap(other, PAGE) == 0);
+        break;
+    case 'p': /* punches page 1 out of its file */
+        CHECK(fallocate(memory_fd, punch, PAGE, PAGE) == 0);
+        break;
+    case 'f': /* punches page 2 out of its file, which gets another one */
+        CHECK(fallocate(memory_fd, punch, 2 * PAGE, PAGE) == 0);
+        at[2 * PAGE] = 'f';
+        break;
+    case 'r': /* removes page 3 from its file */
+        CHECK(madvise(at + 3 * PAGE, PAGE, MADV_REMOVE) == 0);
+        break;
+    default:
+        CHECK(!"known");
+    }
+}
+
 /* Maps memory, and does what standard input says to it until that ends. */
 static void row_wait(enum kind kind)
 {
@@ -1077,24 +1119,7 @@ static void row_wait(enum kind kind)
     printf("ready\n");
     fflush(stdout);
     while (read(0, &what, 1) == 1) {
-        int flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-        switch (what) {
-        case 'd':
-            CHECK(madvise(at, PAGE, MADV_DONTNEED) == 0);
-            break;
-        case 'p':
-            CHECK(fallocate(memory_fd, flags, PAGE, PAGE) == 0);
-            break;
-        case 'f':
-            CHECK(fallocate(memory_fd, flags, 2 * PAGE, PAGE) == 0);
-            at[2 * PAGE] = 'f';
-            break;
-        case 'r':
-            CHECK(madvise(at + 3 * PAGE, PAGE, MADV_REMOVE) == 0);
-            break;
-        default:
-            CHECK(!"known");
-        }
+        change(what, at);
         printf("%p\n", at);
         fflush(stdout);
     }
@@ -1111,8 +1136,8 @@ int main(int argc, char **argv)
         { "fixed", row_fixed }, { "mremap", row_mremap }, { "dontneed", row_dontneed },
         { "free", row_free }, { "remove", row_remove }, { "punch", row_punch },
         { "truncate", row_truncate }, { "truncate-all", row_truncate_all }, { "fork", row_fork },
-        { "cow", row_cow },
-        { "cow-read", row_cow_read }, { "mprotect", row_mprotect }, { "pageout", row_pageout },
+        { "cow", row_cow }, { "cow-read", row_cow_read }, { "mprotect", row_mprotect },
+        { "pageout", row_pageout },
         { "half-way", row_half_way }, { "once", row_once }, { "late-domain", row_late_domain },
         { "late-after-access", row_late_after_access }, { "wait", row_wait },
     };
