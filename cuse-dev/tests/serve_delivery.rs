@@ -6,16 +6,17 @@ mod common;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::serve::{
-    Daemon, PATIENCE, READABLE, destroy, fault_queue, ioas_alloc, map_as, map_private,
-    use_fault_queue, use_fault_queues,
+    Daemon, IOVA, PATIENCE, READABLE, WRITABLE, destroy, fault_queue, ioas_alloc, ioctl, map_as,
+    map_private, use_fault_queue, use_fault_queues,
 };
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -60,14 +61,22 @@ fn other_users_and_namespaces_get_descriptors() {
     }
 }
 
+/// Whether root can make rings here; says so if not.
+fn io_uring() -> bool {
+    let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+    let usable = disabled.is_ok_and(|text| text.trim() != "2");
+    if !usable {
+        eprintln!("SKIPPED: io_uring is disabled here");
+    }
+    usable
+}
+
 #[test]
 fn private_memory_is_pinned_by_the_kernel() {
     // Whether the kernel counts pins in `VmPin` depends on its release and on who pins: the daemon
     // says of what it could not pin.
     let Some(daemon) = Daemon::start(&[]) else { return };
-    if std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").is_ok_and(|s| s.trim() == "2")
-    {
-        eprintln!("SKIPPED: io_uring is disabled here");
+    if !io_uring() {
         return;
     }
     map_private(&daemon.open());
@@ -81,6 +90,43 @@ fn private_memory_is_pinned_by_the_kernel() {
     let log = daemon.log.lock().unwrap();
     let warnings: Vec<_> = log.lines().filter(|line| line.contains("not pinned")).collect();
     assert_eq!(warnings.len(), 1, "{log}");
+}
+
+/// A truncated page is a SIGBUS to who touches it, and the daemon's threads want no signals.
+#[test]
+fn a_truncated_file_is_no_end_of_the_daemon() {
+    let Some(daemon) = Daemon::start(&[]) else { return };
+    if !io_uring() {
+        return;
+    }
+    let file = daemon.open();
+    let memfd = memfd_create(c"ram", MFdFlags::MFD_CLOEXEC).unwrap();
+    nix::sys::uio::pwrite(&memfd, &[b'a'; 8192], 0).unwrap();
+    let ioas = ioas_alloc(&file).unwrap();
+    // The selftest's IOMMU_TEST_OP_MOCK_DOMAIN, which has pages pinned at once.
+    let selftest = |mut words: [u64; 9]| {
+        ioctl(&file, 0x3ba0, &mut words).unwrap();
+        words
+    };
+    selftest([72 | 2 << 32, ioas.into(), 0, 0, 0, 0, 0, 0, 0]);
+    // IOMMU_IOAS_MAP_FILE: size, flags, ioas_id, fd, start, length, iova.
+    let fd = memfd.as_raw_fd() as u64;
+    let mut map = [40 | WRITABLE << 32, u64::from(ioas) | fd << 32, 0, 8192, IOVA];
+    ioctl(&file, 0x3b8f, &mut map).unwrap();
+    // IOMMU_TEST_OP_CREATE_ACCESS, and IOMMU_TEST_OP_ACCESS_RW of more than a page.
+    let access = selftest([72 | 5 << 32, ioas.into(), 1 << 32, 0, 0, 0, 0, 0, 0])[2] as u32;
+    // SAFETY: the call made this descriptor.
+    let _access = unsafe { OwnedFd::from_raw_fd(access as i32) };
+    let read = || {
+        let mut bytes = [0_u8; 8192];
+        let at = bytes.as_mut_ptr() as u64;
+        selftest([72 | 8 << 32, access.into(), IOVA, 8192, at, 0, 0, 0, 0]);
+        bytes
+    };
+    assert_eq!(read(), [b'a'; 8192]);
+    nix::unistd::ftruncate(&memfd, 4096).unwrap();
+    assert_eq!(read(), [b'a'; 8192], "the pages are pinned");
+    ioas_alloc(&daemon.open()).unwrap();
 }
 
 #[test]

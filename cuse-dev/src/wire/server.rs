@@ -258,9 +258,14 @@ impl<H: Handler> Shared<H> {
     fn spawn(&self, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Errno> {
         let number = self.spawned.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{number}", self.options.name);
-        // The threads inherit the mask: signals are for the program's own threads.
+        // The threads inherit the mask: signals are for the program's own threads. But who faults
+        // while that signal is blocked dies of it, whatever its handler would do.
+        let mut mask = SigSet::all();
+        for fault in [Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGSEGV] {
+            mask.remove(fault);
+        }
         let mut before = SigSet::empty();
-        signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+        signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), Some(&mut before))?;
         let thread = thread::Builder::new().name(name).stack_size(512 << 10).spawn(body);
         signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
         thread.map_err(super::channel::errno)
