@@ -4,12 +4,14 @@ mod puppet;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cuse_dev::caller::{CallerProcess, Callers};
 use cuse_dev::memory::{Host, PfnMode};
 use engine::caller::CallerFile;
 use engine::memory::{BackingFile, Held, Pin};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use puppet::{PAGE, Puppet};
 
@@ -144,4 +146,62 @@ fn a_sparse_tebibyte_is_pinned_where_it_has_pages() {
     assert_eq!(frames(&pin), all);
     drop(pin);
     assert_eq!(blocks(&file), 3 * PAGE);
+}
+
+/// Whatever the file loses in the middle of it: a pin has its pages from the first look to the last.
+#[test]
+fn pages_that_a_file_loses_all_the_time_are_the_pins() {
+    if !puppet::io_uring() {
+        eprintln!("SKIPPED: no io_uring here");
+        return;
+    }
+    const PAGES: u64 = 4;
+    let bench = bench();
+    let file = memfd(PAGES * PAGE);
+    let backing = bench.backing(file.try_clone().unwrap());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            for page in (0..PAGES).cycle() {
+                let at = (page * PAGE) as i64;
+                fallocate(&file, punch, at, PAGE as i64).unwrap();
+                // Every other one has a page again at once.
+                if page % 2 == 0 {
+                    nix::sys::uio::pwrite(&file, b"new", at).unwrap();
+                }
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        // However the rounds end.
+        let _end = Sets(&done);
+        for round in 0..200_u32 {
+            let pins: Vec<_> = (0..2).map(|_| backing.pin(0, PAGES, true).unwrap()).collect();
+            for pin in &pins {
+                let marks = (0..PAGES).map(|page| (page * PAGE + 1024, round + page as u32));
+                for (at, mark) in marks.clone() {
+                    pin.write(at, &mark.to_ne_bytes()).unwrap();
+                }
+                for _ in 0..3 {
+                    for (at, mark) in marks.clone() {
+                        let mut seen = [0; 4];
+                        pin.read(at, &mut seen).unwrap();
+                        assert_eq!(u32::from_ne_bytes(seen), mark);
+                    }
+                    std::thread::yield_now();
+                }
+            }
+        }
+    });
+}
+
+/// Sets it in the end.
+struct Sets<'a>(&'a AtomicBool);
+
+impl Drop for Sets<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
