@@ -153,16 +153,12 @@ impl Context {
                     let from = (pages.start * PAGE_SIZE).max(bytes.start);
                     let to = (pages.end * PAGE_SIZE).min(bytes.end);
                     warned += 1;
-                    let place = format!("{:#x}", area.pages.address_of(from));
-                    let (va, offset) = match area.pages.source() {
-                        Source::Memory { .. } => (Some(place), None),
-                        _ => (None, Some(place)),
-                    };
+                    let (va, offset) = area.pages.place(from);
                     tracing::warn!(
                         owner = area.pages.describe(),
                         pid = area.pages.pid().unwrap_or(area.pages.origin().caller),
-                        va = va.map(tracing::field::display),
-                        offset = offset.map(tracing::field::display),
+                        va,
+                        offset,
                         length = format_args!("{:#x}", to - from),
                         ioas = ioas.id(),
                         iova = format_args!("{:#x}", start + (from - bytes.start)),

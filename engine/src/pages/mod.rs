@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use tracing::field::{DisplayValue, display};
 
 use crate::Errno;
 use crate::account::{Account, Accounts, PayerId};
@@ -111,6 +112,18 @@ impl Pages {
             Source::File { offset, .. } | Source::Dmabuf { offset, .. } => *offset,
         };
         base.wrapping_add(at)
+    }
+
+    /// The same for reports: an address of a process, or an offset of a file.
+    pub(crate) fn place(
+        &self,
+        at: u64,
+    ) -> (Option<DisplayValue<String>>, Option<DisplayValue<String>>) {
+        let place = Some(display(format!("{:#x}", self.address_of(at))));
+        match &self.source {
+            Source::Memory { .. } => (place, None),
+            Source::File { .. } | Source::Dmabuf { .. } => (None, place),
+        }
     }
 
     /// The dma-buf behind it, if it is one.
@@ -330,7 +343,7 @@ impl Pages {
             Err(error)
         })?;
         let pin = self.pin_pages(pages.start, length).inspect_err(|_| account.uncharge(length))?;
-        if let Held::Window(reason) | Held::Copy(reason) = pin.held() {
+        if let Held::Window(reason) | Held::Copy(reason) | Held::Mapped(reason) = pin.held() {
             self.warn_fallback(pages, pin.held(), reason);
         }
         Ok(Run { length, users, at: 0, pin, since: Instant::now() })
@@ -359,10 +372,16 @@ impl Pages {
     }
 
     fn warn_fallback(&self, pages: &Range<u64>, held: Held, reason: &str) {
-        let what = if matches!(held, Held::Copy(_)) { "a copy" } else { "a window on the VA" };
+        let what = match held {
+            Held::Copy(_) => "a copy",
+            Held::Mapped(_) => "what the file has at the time",
+            _ => "a window on the VA",
+        };
+        let (va, offset) = self.place(pages.start * PAGE_SIZE);
         tracing::warn!(
             owner = self.describe(),
-            va = format_args!("{:#x}", self.address_of(pages.start * PAGE_SIZE)),
+            va,
+            offset,
             length = format_args!("{:#x}", (pages.end - pages.start) * PAGE_SIZE),
             ioas = self.origin.ioas,
             iova = format_args!("{:#x}", self.origin.iova.load(Ordering::Relaxed)),
