@@ -107,12 +107,20 @@ fn get_info(call: &Call<'_>) -> Result<i64, Errno> {
     info.cap_offset = 0;
     let mut at = size_of::<vfio_iommu_type1_info>();
     let mut link = None;
-    for capability in [dma_avail(), iova_ranges(&ioas)] {
-        if let Some(link) = link.filter(|_| room >= at) {
-            call.write(address(link)?, &(at as u32))?;
+    for (capability, head) in [dma_avail(), iova_ranges(&ioas)] {
+        // What a capability lists comes first, each entry for which there is room; then its head, if
+        // there is room for all, and then the link to it.
+        let entries = capability[head..].chunks(size_of::<vfio_iova_range>());
+        for (entry, place) in entries.zip((at + head..).step_by(size_of::<vfio_iova_range>())) {
+            if room >= place + entry.len() {
+                call.memory.write(address(place)?, entry)?;
+            }
         }
         if room >= at + capability.len() {
-            call.memory.write(address(at)?, &capability)?;
+            call.memory.write(address(at)?, &capability[..head])?;
+        }
+        if let Some(link) = link.filter(|_| room >= at) {
+            call.write(address(link)?, &(at as u32))?;
         }
         link = Some(at + offset_of!(vfio_info_cap_header, next));
         // The next one starts where a 64-bit field may.
@@ -127,15 +135,15 @@ fn get_info(call: &Call<'_>) -> Result<i64, Errno> {
 }
 
 /// How many more mappings there may be: iommufd has no limit.
-fn dma_avail() -> Vec<u8> {
+fn dma_avail() -> (Vec<u8>, usize) {
     let capability = vfio_iommu_type1_info_dma_avail {
         header: vfio_info_cap_header { id: VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, version: 1, next: 0 },
         avail: u32::MAX,
     };
-    capability.as_bytes().to_vec()
+    (capability.as_bytes().to_vec(), size_of_val(&capability))
 }
 
-fn iova_ranges(ioas: &Ioas) -> Vec<u8> {
+fn iova_ranges(ioas: &Ioas) -> (Vec<u8>, usize) {
     let (usable, _) = ioas.usable();
     let capability = vfio_iommu_type1_info_cap_iova_range {
         header: vfio_info_cap_header {
@@ -152,7 +160,7 @@ fn iova_ranges(ioas: &Ioas) -> Vec<u8> {
         let range = vfio_iova_range { start: *range.start(), end: *range.end() };
         bytes.extend_from_slice(range.as_bytes());
     }
-    bytes
+    (bytes, size_of_val(&capability))
 }
 
 /// `VFIO_IOMMU_MAP_DMA`.

@@ -1,7 +1,7 @@
 //! HWPTs that mirror an IOAS.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use ioctl_abi::iommufd::{
     IOMMU_HWPT_ALLOC_DIRTY_TRACKING, IOMMU_HWPT_ALLOC_NEST_PARENT, IOMMU_HWPT_ALLOC_PASID,
@@ -33,7 +33,7 @@ pub(crate) struct HwptPaging {
     /// Whether all its mappings are cache coherent.
     coherent: AtomicBool,
     ioas: Use<Ioas>,
-    fault_queue: Option<Use<FaultQueue>>,
+    fault_queue: OnceLock<Use<FaultQueue>>,
 }
 
 impl HwptPaging {
@@ -71,7 +71,7 @@ impl HwptPaging {
     }
 
     pub(super) fn fault_queue(&self) -> Option<&FaultQueue> {
-        self.fault_queue.as_deref()
+        self.fault_queue.get().map(|queue| &**queue)
     }
 
     /// Maps in the domain all that the IOAS maps, from now on.
@@ -110,7 +110,7 @@ impl Object for HwptPaging {
             driver: self.driver.into(),
             flags: set.map(|&(_, name)| name.into()).collect(),
             page_sizes: self.domain.page_sizes(),
-            faults: self.fault_queue.is_some(),
+            faults: self.fault_queue.get().is_some(),
         }
     }
 
@@ -175,10 +175,6 @@ fn make(
     let objects = context.objects();
     let reserved = objects.reserve()?;
     let domain = device.alloc_paging(flags, data)?;
-    let fault_queue = match asked {
-        Some(asked) => asked.fault_queue(context)?,
-        None => None,
-    };
     let hwpt = Arc::new(HwptPaging {
         id: reserved.id(),
         age: next_age(),
@@ -188,11 +184,19 @@ fn make(
         automatic: asked.is_none(),
         coherent: AtomicBool::new(false),
         ioas: ioas.clone(),
-        fault_queue,
+        fault_queue: OnceLock::new(),
     });
     hwpt.check_coherency(device)?;
-    if asked.is_some() {
+    if let Some(asked) = asked {
         hwpt.fill()?;
+        // Looked for last: what is wrong with the mappings comes before.
+        match asked.fault_queue(context) {
+            Ok(queue) => queue.into_iter().for_each(|queue| _ = hwpt.fault_queue.set(queue)),
+            Err(error) => {
+                hwpt.destroy();
+                return Err(error);
+            }
+        }
     }
     Ok(reserved.commit_used(hwpt))
 }

@@ -77,6 +77,7 @@ pub(crate) fn map_file(call: &Call<'_>, command: &mut iommu_ioas_map_file) -> Re
     if command.length == 0 {
         return Err(Errno::EINVAL);
     }
+    command.start.checked_add(command.length - 1).ok_or(Errno::EOVERFLOW)?;
     let file: Arc<dyn BackingFile> = match call.caller.file(command.fd)? {
         CallerFile::Backing(file) => file,
         CallerFile::Engine(file) => file.backing().unwrap_or_else(|| Arc::new(Unpinnable)),

@@ -90,7 +90,7 @@ pub(super) struct Wanted {
 impl Wanted {
     /// The lowest start in a free range, if there is one. The kernel leaves a start alone that is
     /// the very last byte of the range.
-    fn fit(&self, free: RangeInclusive<u64>) -> Option<u64> {
+    pub(super) fn fit(&self, free: RangeInclusive<u64>) -> Option<u64> {
         let start = free.start().checked_next_multiple_of(self.alignment)? | self.offset;
         let fits = start < *free.end() && free.end() - start >= self.length - 1;
         fits.then_some(start)

@@ -112,7 +112,8 @@ impl Ioas {
     pub(crate) fn cut(&self, iova: u64) -> Result<(), Errno> {
         let mut state = self.lock();
         let Some((start, area)) = state.area_at(iova) else { return Ok(()) };
-        if start == iova {
+        // The kernel looks for the last byte before the cut, and does not cut off an area's first.
+        if iova - start <= 1 {
             return Ok(());
         }
         if area.accesses > 0 || area.leaving {
@@ -198,13 +199,19 @@ impl State {
         }
         let wanted = Wanted { length, alignment, offset: hint % PAGE_SIZE };
         let inner = PAGE_SIZE..=u64::MAX - PAGE_SIZE;
+        // Where it would fit if all were free is also the first place that is looked at: with an
+        // offset in the page that can be above a gap in which there is room.
+        let lowest = |range: RangeInclusive<u64>| {
+            let first = wanted.fit(range.clone())?;
+            self.gaps.lowest(&(first..=*range.end()), wanted)
+        };
         if self.allowed.is_empty() {
-            return self.gaps.lowest(&inner, wanted).ok_or(Errno::ENOSPC);
+            return lowest(inner).ok_or(Errno::ENOSPC);
         }
         self.allowed
             .iter()
             .map(|range| *range.start().max(inner.start())..=*range.end().min(inner.end()))
-            .find_map(|range| self.gaps.lowest(&range, wanted))
+            .find_map(lowest)
             .ok_or(Errno::ENOSPC)
     }
 

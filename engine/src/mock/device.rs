@@ -196,7 +196,10 @@ impl IommuDevice for MockDevice {
             }
         };
         if pasid == NO_PASID {
-            *self.viommu.lock() = viommu;
+            let mut now = self.viommu.lock();
+            // An id of 0 is none, and leaves the one that was there.
+            let before = now.as_ref().map_or(0, |&(_, id)| id);
+            *now = viommu.map(|(handle, id)| (handle, if id == 0 { before } else { id }));
         }
         Ok(())
     }

@@ -318,9 +318,10 @@ impl Pages {
         process: &Arc<dyn Process>,
     ) -> Result<(), Errno> {
         let mut state = self.state.lock();
-        let pinned = state.runs.overlapping(&(0..self.count)).map(|(_, run)| run.length).sum();
+        let pinned: u64 = state.runs.overlapping(&(0..self.count)).map(|(_, run)| run.length).sum();
         let new = state.account.for_process(accounts, mm, process.clone());
-        if !new.same(&state.account) {
+        // Who is past a limit already may still pay for nothing.
+        if pinned > 0 && !new.same(&state.account) {
             new.charge(pinned)?;
             state.account.uncharge(pinned);
         }

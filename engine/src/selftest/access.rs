@@ -59,7 +59,8 @@ pub(super) fn pin(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), E
 fn same_pages(memory: &dyn AddressSpace, address: u64, pages: &PinnedPages) -> Result<(), Errno> {
     let mut pinned = pages.frames.iter().flat_map(|&(first, count)| first..first + count);
     let count = pages.frames.iter().map(|&(_, count)| count).sum();
-    frames(memory, address, count, &mut |frame| {
+    // Whichever byte of a page is named, it is the page.
+    frames(memory, address - address % PAGE_SIZE, count, &mut |frame| {
         if pinned.next() == Some(frame) { Ok(()) } else { Err(Errno::EBADE) }
     })
 }

@@ -22,11 +22,14 @@ pub(super) fn paging_domain(call: &Call<'_>, id: u32) -> Result<Arc<dyn PagingDo
     }
 }
 
+/// The last page of all addresses.
+const LAST_PAGE: u64 = !(PAGE_SIZE - 1);
+
 /// Pages that are looked at together.
 const BATCH: u64 = 4096;
 
 /// The frames of the caller's `pages` pages from the page-aligned `address`, one by one, until
-/// `each` answers an error. `EFAULT`.
+/// `each` answers an error. `EFAULT`, for the last page of all addresses `EOVERFLOW`.
 pub(super) fn frames(
     memory: &dyn AddressSpace,
     address: u64,
@@ -45,6 +48,8 @@ pub(super) fn frames(
                 }
                 continue;
             }
+            // The end of the last page there can be is not an address.
+            Err(_) if at == LAST_PAGE => return Err(Errno::EOVERFLOW),
             Err(_) => return Err(Errno::EFAULT),
         };
         let mut result = Ok(());
@@ -65,7 +70,8 @@ pub(super) fn frames(
 pub(super) fn map(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), Errno> {
     let body: iommu_test_check_map = command.body();
     let domain = paging_domain(call, command.id)?;
-    let odd = [body.iova, body.length, body.uptr].iter().any(|v| !v.is_multiple_of(MOCK_PAGE_SIZE));
+    let smallest = domain.page_sizes() & domain.page_sizes().wrapping_neg();
+    let odd = [body.iova, body.length, body.uptr].iter().any(|v| !v.is_multiple_of(smallest));
     let overflows = [body.iova, body.uptr].iter().any(|v| v.checked_add(body.length).is_none());
     if odd || overflows {
         return Err(Errno::EINVAL);

@@ -92,7 +92,8 @@ impl AccessUser for Locked {
 
 impl Memory {
     /// Pins `length` bytes at `iova`, which are not none. Answers the first one's physical address,
-    /// too. `ENOENT` when something is not mapped, `EFAULT` when it is not contiguous, `ENOMEM`.
+    /// too. `ENOENT` when something is not mapped, `EFAULT` when it is not contiguous, `ERANGE` when
+    /// whole pages around it are more than there can be, `ENOMEM`.
     fn pin(
         context: &Arc<Context>,
         ioas: &Use<Ioas>,
@@ -119,8 +120,10 @@ impl Memory {
         };
         inject::site("hw_queue: pages")?;
         let start = iova - iova % PAGE_SIZE;
-        let last = iova.checked_add(length - 1).ok_or(Errno::EOVERFLOW)? | (PAGE_SIZE - 1);
-        let bytes = (last - start).checked_add(1).ok_or(Errno::EOVERFLOW)?;
+        let bytes = (iova - start)
+            .checked_add(length)
+            .and_then(|bytes| bytes.checked_next_multiple_of(PAGE_SIZE))
+            .ok_or(Errno::ERANGE)?;
         // The kernel has a pointer for each page, and no array of 2 GiB.
         if bytes / PAGE_SIZE * 8 > i32::MAX as u64 {
             return Err(Errno::ENOMEM);
