@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use softiommu_selftests::conformance::baseline::Baseline;
 use softiommu_selftests::conformance::compare::{Known, Plan, Sides};
 use softiommu_selftests::conformance::drop_capability;
+use softiommu_selftests::conformance::machine::Device;
 use softiommu_selftests::conformance::peer::Peer;
 use softiommu_selftests::conformance::serve::{Line, Task, serve};
 use softiommu_selftests::conformance::show;
@@ -35,6 +36,9 @@ enum Command {
         /// Capabilities, by number, that programs shall not have: those that the other side lacks.
         #[arg(long)]
         drop: Vec<u8>,
+        /// Programs get no huge pages: for another side whose kernel has none.
+        #[arg(long)]
+        no_huge_pages: bool,
         /// A port to be asked on, instead of standard input.
         #[arg(long)]
         on: Option<PathBuf>,
@@ -138,19 +142,20 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<bool, String> {
     match command {
-        Command::Serve { node, drop, on } => {
+        Command::Serve { node, drop, no_huge_pages, on } => {
             for capability in drop {
                 drop_capability(capability).map_err(|errno| errno.to_string())?;
             }
             let node = CString::new(node).map_err(|error| error.to_string())?;
             let node: &'static CStr = Box::leak(node.into_boxed_c_str());
+            let device = Device { node, huge_pages: !no_huge_pages };
             match on {
-                None => serve(node, &mut std::io::stdin().lock(), &mut std::io::stdout(), false)?,
+                None => serve(device, &mut std::io::stdin().lock(), &mut std::io::stdout(), false)?,
                 Some(path) => {
                     let port = OpenOptions::new().read(true).write(true).open(&path);
                     let port = port.map_err(|error| format!("{}: {error}", path.display()))?;
                     let mut out = port.try_clone().map_err(|error| error.to_string())?;
-                    serve(node, &mut BufReader::new(port), &mut out, true)?;
+                    serve(device, &mut BufReader::new(port), &mut out, true)?;
                 }
             }
             Ok(true)

@@ -16,10 +16,19 @@ const FIRST_DESCRIPTOR: u32 = 3;
 /// From here on descriptors belong to the worker.
 pub(super) const OWN_DESCRIPTORS: u32 = 200;
 
+/// What programs are played on.
+#[derive(Clone, Copy, Debug)]
+pub struct Device {
+    /// The iommufd.
+    pub node: &'static CStr,
+    /// Whether programs may have huge pages. Where the other side's kernel has none, they may not.
+    pub huge_pages: bool,
+}
+
 /// A program that runs.
 #[derive(Debug)]
 pub struct Machine {
-    node: &'static CStr,
+    device: Device,
     replies: HashMap<u32, Reply>,
     /// Where its structs lie.
     structs: u64,
@@ -31,23 +40,23 @@ fn result(value: i64) -> i64 {
 }
 
 impl Machine {
-    /// A fresh program on `node`. What an earlier one left in this process goes away.
-    pub fn new(node: &'static CStr) -> Result<Self, Errno> {
+    /// A fresh program on `device`. What an earlier one left in this process goes away.
+    pub fn new(device: Device) -> Result<Self, Errno> {
         // SAFETY: descriptors from FIRST_DESCRIPTOR to OWN_DESCRIPTORS are programs'; nothing of
         // Rust owns any.
         unsafe {
             libc::syscall(libc::SYS_close_range, FIRST_DESCRIPTOR, OWN_DESCRIPTORS - 1, 0_u32)
         };
         process::restore();
-        Ok(Self { node, replies: HashMap::new(), structs: STRUCT, _arena: Some(Arena::new()?) })
+        Ok(Self { device, replies: HashMap::new(), structs: STRUCT, _arena: Some(Arena::new()?) })
     }
 
     /// A machine for another thread of the same program: what it is to do at the same time must
     /// not put its structs into the same place.
     pub(super) fn branch(&self, thread: u64) -> Self {
-        let (node, replies) = (self.node, self.replies.clone());
+        let (device, replies) = (self.device, self.replies.clone());
         let structs = STRUCT + thread * STRUCT_SPACING;
-        Self { node, replies, structs, _arena: None }
+        Self { device, replies, structs, _arena: None }
     }
 
     /// Carries out a step; what it answered by the rules of what can be compared.
@@ -122,11 +131,14 @@ impl Machine {
                     libc::write(self.value(fd) as i32, poke.at as *const _, *len as usize)
                 } as i64))
             }
-            Call::Mmap { at, len, .. } => {
+            Call::Mmap { at, len, flags, .. } => {
                 // Else a call that fails may or may not have unmapped what was there: kernels may
                 // look at the file before or after that.
                 // SAFETY: the program's memory, in which nothing of Rust lies.
                 unsafe { libc::munmap(*at as *mut _, *len as usize) };
+                if flags & libc::MAP_HUGETLB != 0 && !self.device.huge_pages {
+                    return Reply::of(-i64::from(libc::ENOMEM));
+                }
                 Reply::of(result(self.plain(call)))
             }
             Call::Poll { fd, events } => {
@@ -147,7 +159,7 @@ impl Machine {
         unsafe {
             match call {
                 Call::Open { flags } => {
-                    libc::open(self.node.as_ptr(), flags | libc::O_CLOEXEC).into()
+                    libc::open(self.device.node.as_ptr(), flags | libc::O_CLOEXEC).into()
                 }
                 Call::Close { fd } => match self.value(fd) as i32 {
                     fd if (FIRST_DESCRIPTOR as i32..OWN_DESCRIPTORS as i32).contains(&fd) => {

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,9 @@ use super::serve::{Line, Task};
 /// How long a socket may take to be there: a virtual machine boots first.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// The longest line that every port takes: a terminal's.
+const SHORT: usize = 1024;
+
 /// One side.
 pub struct Peer {
     /// What it is called in reports.
@@ -17,10 +21,13 @@ pub struct Peer {
     from: Box<dyn BufRead>,
     to: Box<dyn Write>,
     child: Option<Child>,
+    /// Where long tasks are put for it to read.
+    files: Option<PathBuf>,
 }
 
 impl Peer {
-    /// `NAME=unix:PATH` or `NAME=COMMAND`, which a shell runs.
+    /// `NAME=unix:PATH` or `NAME=COMMAND`, which a shell runs; `NAME=files:DIR:COMMAND` if it takes
+    /// short lines only and sees the files of DIR.
     pub fn open(spec: &str) -> Result<Self, String> {
         let (name, how) = spec.split_once('=').ok_or("a side is NAME=unix:PATH or NAME=COMMAND")?;
         let name = name.to_owned();
@@ -37,8 +44,12 @@ impl Peer {
             };
             let from = socket.try_clone().map_err(|error| error.to_string())?;
             let from = Box::new(BufReader::new(from));
-            return Ok(Self { name, from, to: Box::new(socket), child: None });
+            return Ok(Self { name, from, to: Box::new(socket), child: None, files: None });
         }
+        let (files, how) = match how.strip_prefix("files:").and_then(|how| how.split_once(':')) {
+            Some((files, how)) => (Some(PathBuf::from(files)), how),
+            None => (None, how),
+        };
         let mut child = Command::new("sh")
             .args(["-c", how])
             .stdin(Stdio::piped())
@@ -48,12 +59,19 @@ impl Peer {
         let from = child.stdout.take().ok_or("no output")?;
         let to = child.stdin.take().ok_or("no input")?;
         let from = Box::new(BufReader::new(from));
-        Ok(Self { name, from, to: Box::new(to), child: Some(child) })
+        Ok(Self { name, from, to: Box::new(to), child: Some(child), files })
     }
 
     /// Gives it a task.
     pub fn ask(&mut self, task: &Task) -> Result<(), String> {
         let mut text = serde_json::to_string(task).map_err(|error| error.to_string())?;
+        if let Some(files) = self.files.as_ref().filter(|_| text.len() > SHORT) {
+            // The answer to the task before was read to its end, so that the file is free.
+            let path = files.join(format!("{}.task", self.name));
+            std::fs::write(&path, &text).map_err(|e| format!("{}: {e}", path.display()))?;
+            let file = Task::File(path);
+            text = serde_json::to_string(&file).map_err(|error| error.to_string())?;
+        }
         text.push('\n');
         let sent = self.to.write_all(text.as_bytes()).and_then(|()| self.to.flush());
         sent.map_err(|error| format!("{}: {error}", self.name))
@@ -88,6 +106,8 @@ impl Drop for Peer {
         // What listens behind a socket may be asked again by others.
         if let Some(mut child) = self.child.take() {
             let _ = self.ask(&Task::Quit);
+            // What only hands tasks on ends with its input.
+            self.to = Box::new(std::io::sink());
             let _ = child.wait();
         }
     }

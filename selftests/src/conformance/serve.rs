@@ -1,12 +1,13 @@
 //! The side that plays: takes tasks, a line of JSON each, and answers in lines of JSON.
 
-use std::ffi::CStr;
 use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::coverage::Coverage;
+use super::machine::Device;
 use super::reply::Reply;
 use super::step::Step;
 use super::worker::{self, End};
@@ -50,6 +51,8 @@ pub enum Task {
         /// Calls of each thread.
         calls: u32,
     },
+    /// What a file says, for ports that take short lines only.
+    File(PathBuf),
     /// None more.
     Quit,
 }
@@ -104,7 +107,7 @@ pub enum Line {
 /// Answers tasks until one says quit. With `patient`, an end of input is waited out: a virtual
 /// machine's port reads as ended while nobody is connected.
 pub fn serve(
-    node: &'static CStr,
+    device: Device,
     tasks: &mut dyn BufRead,
     out: &mut dyn Write,
     patient: bool,
@@ -126,12 +129,28 @@ pub fn serve(
                 continue;
             }
         };
+        let task = match task {
+            Task::File(path) => match read(&path) {
+                Ok(task) => task,
+                Err(why) => {
+                    say(out, &Line::Failed(why))?;
+                    continue;
+                }
+            },
+            task => task,
+        };
         if matches!(task, Task::Quit) {
             return say(out, &Line::End);
         }
-        answer(node, task, out)?;
+        answer(device, task, out)?;
         say(out, &Line::End)?;
     }
+}
+
+fn read(path: &Path) -> Result<Task, String> {
+    let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|error| told(&error))?;
+    serde_json::from_str(&text).map_err(|error| told(&error))
 }
 
 fn say(out: &mut dyn Write, line: &Line) -> Result<(), String> {
@@ -141,10 +160,10 @@ fn say(out: &mut dyn Write, line: &Line) -> Result<(), String> {
 }
 
 /// Does a task; where a worker is lost with a program, the programs after it get another worker.
-fn answer(node: &'static CStr, mut task: Task, out: &mut dyn Write) -> Result<(), String> {
+fn answer(device: Device, mut task: Task, out: &mut dyn Write) -> Result<(), String> {
     loop {
         let mut reached = None;
-        let end = worker::run(node, &task, &mut |line| {
+        let end = worker::run(device, &task, &mut |line| {
             if let Line::Digest { seed, .. }
             | Line::Marks { seed, .. }
             | Line::Threads { seed, .. } = &line

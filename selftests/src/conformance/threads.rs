@@ -6,7 +6,6 @@
 //! id again, and no page of the program is pinned any more.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
 
 use ioctl_abi::Command;
 use ioctl_abi::iommufd::*;
@@ -15,7 +14,7 @@ use zerocopy::IntoBytes;
 
 use super::arena::{FILE, PAGE, PAGES, PRIVATE, SHARED};
 use super::generator::Generator;
-use super::machine::Machine;
+use super::machine::{Device, Machine};
 use super::reply::{Reply, number};
 use super::rules;
 use super::serve::Line;
@@ -40,9 +39,9 @@ fn is_shared(call: &Call) -> bool {
 }
 
 /// Plays the program of a seed; what is wrong with its end, if anything.
-pub(super) fn play(node: &'static CStr, seed: u64, calls: u32) -> Result<Line, String> {
+pub(super) fn play(device: Device, seed: u64, calls: u32) -> Result<Line, String> {
     let mut machine =
-        Machine::new(node).map_err(|errno| format!("the program's memory: {errno}"))?;
+        Machine::new(device).map_err(|errno| format!("the program's memory: {errno}"))?;
     let mut generator = Generator::new(seed, BEFORE);
     let mut played = run(&mut machine, &mut generator);
     let logs: Vec<Vec<(Step, Reply)>> = std::thread::scope(|scope| {
@@ -58,7 +57,7 @@ pub(super) fn play(node: &'static CStr, seed: u64, calls: u32) -> Result<Line, S
     let complete = logs.iter().all(|log| !log.is_empty());
     played.extend(logs.into_iter().flatten());
     let wrong = if complete {
-        ids(&played).err().or_else(|| end(node, &mut machine, &played).err())
+        ids(&played).err().or_else(|| end(&mut machine, &played).err())
     } else {
         Some("a thread panicked".to_owned())
     };
@@ -119,7 +118,7 @@ fn command(fd: u64, command: Command, bytes: &[u8]) -> Call {
 }
 
 /// Takes everything down and looks at what is left.
-fn end(node: &'static CStr, machine: &mut Machine, played: &[(Step, Reply)]) -> Result<(), String> {
+fn end(machine: &mut Machine, played: &[(Step, Reply)]) -> Result<(), String> {
     let mut number_of = 1_000_000;
     let mut call = |machine: &mut Machine, call: Call| {
         number_of += 1;
@@ -162,7 +161,6 @@ fn end(node: &'static CStr, machine: &mut Machine, played: &[(Step, Reply)]) -> 
         }
         call(machine, Call::Close { fd: Value::from(fd) });
     }
-    let _ = node;
     pins(machine, &mut call)
 }
 

@@ -1,7 +1,6 @@
 //! Plays programs in a process of their own, so that a program's end is not the server's.
 #![allow(unsafe_code)] // fork, and descriptors that are moved by number.
 
-use std::ffi::CStr;
 use std::fs::File;
 use std::io::{BufWriter, Read as _, Write as _};
 use std::os::fd::FromRawFd as _;
@@ -12,7 +11,7 @@ use nix::errno::Errno;
 use super::coverage::Coverage;
 use super::digest::Digest;
 use super::generator::Generator;
-use super::machine::{Machine, OWN_DESCRIPTORS};
+use super::machine::{Device, Machine, OWN_DESCRIPTORS};
 use super::reply::Reply;
 use super::serve::{Line, Task};
 use super::step::Step;
@@ -32,11 +31,11 @@ pub(super) enum End {
 
 /// Plays each step that `next` makes, and tells it and its reply to `told`.
 fn play(
-    node: &'static CStr,
+    device: Device,
     mut next: impl FnMut(Option<&Reply>) -> Option<Step>,
     mut told: impl FnMut(&Step, &Reply),
 ) -> Result<(), Errno> {
-    let mut machine = Machine::new(node)?;
+    let mut machine = Machine::new(device)?;
     let mut last = None;
     while let Some(step) = next(last.as_ref()) {
         let reply = machine.play(&step);
@@ -48,14 +47,14 @@ fn play(
 
 /// Plays the program of a seed.
 fn play_seed(
-    node: &'static CStr,
+    device: Device,
     seed: u64,
     calls: u32,
     told: impl FnMut(&Step, &Reply),
 ) -> Result<(), Errno> {
     let mut generator = Generator::new(seed, calls);
     play(
-        node,
+        device,
         |reply| {
             if let Some(reply) = reply {
                 generator.learn(reply);
@@ -66,7 +65,7 @@ fn play_seed(
     )
 }
 
-fn work(node: &'static CStr, task: &Task, out: &mut impl std::io::Write) -> Result<(), String> {
+fn work(device: Device, task: &Task, out: &mut impl std::io::Write) -> Result<(), String> {
     let mut say = |line: &Line| -> Result<(), String> {
         serde_json::to_writer(&mut *out, line).map_err(|error| error.to_string())?;
         out.write_all(b"\n").and_then(|()| out.flush()).map_err(|error| error.to_string())
@@ -77,7 +76,7 @@ fn work(node: &'static CStr, task: &Task, out: &mut impl std::io::Write) -> Resu
             let mut coverage = Coverage::default();
             for seed in *first..=*last {
                 let mut digest = Digest::default();
-                play_seed(node, seed, *calls, |step, reply| {
+                play_seed(device, seed, *calls, |step, reply| {
                     digest.number(super::digest::of(&step.call, reply));
                     coverage.count(&step.call, reply);
                 })
@@ -89,7 +88,7 @@ fn work(node: &'static CStr, task: &Task, out: &mut impl std::io::Write) -> Resu
         Task::Marks { first, last, calls } => {
             for seed in *first..=*last {
                 let (mut marks, mut leans) = (String::new(), false);
-                play_seed(node, seed, *calls, |step, reply| {
+                play_seed(device, seed, *calls, |step, reply| {
                     leans |= super::rules::leans_on_others(&step.call);
                     marks.push_str(&super::baseline::mark(&step.call, reply));
                 })
@@ -102,7 +101,7 @@ fn work(node: &'static CStr, task: &Task, out: &mut impl std::io::Write) -> Resu
         }
         Task::Transcript { seed, calls } => {
             let mut played = Vec::new();
-            play_seed(node, *seed, *calls, |step, reply| {
+            play_seed(device, *seed, *calls, |step, reply| {
                 played.push((step.clone(), reply.clone()));
             })
             .map_err(failed)?;
@@ -113,25 +112,29 @@ fn work(node: &'static CStr, task: &Task, out: &mut impl std::io::Write) -> Resu
         Task::Program(steps) => {
             let mut steps = steps.iter().cloned();
             let mut played = Vec::new();
-            play(node, |_| steps.next(), |step, reply| played.push((step.clone(), reply.clone())))
-                .map_err(failed)?;
+            play(
+                device,
+                |_| steps.next(),
+                |step, reply| played.push((step.clone(), reply.clone())),
+            )
+            .map_err(failed)?;
             for (step, reply) in played {
                 say(&Line::Played { step, reply })?;
             }
         }
         Task::Threads { first, last, calls } => {
             for seed in *first..=*last {
-                say(&super::threads::play(node, seed, *calls)?)?;
+                say(&super::threads::play(device, seed, *calls)?)?;
             }
         }
-        Task::Quit => {}
+        Task::File(_) | Task::Quit => {}
     }
     Ok(())
 }
 
 /// Runs a task in a child process; each of its lines goes to `line`.
 pub(super) fn run(
-    node: &'static CStr,
+    device: Device,
     task: &Task,
     line: &mut dyn FnMut(Line) -> Result<(), String>,
 ) -> Result<End, String> {
@@ -161,7 +164,7 @@ pub(super) fn run(
         };
         let mut out = BufWriter::new(out);
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            match work(node, task, &mut out) {
+            match work(device, task, &mut out) {
                 Ok(()) => Line::End,
                 Err(why) => Line::Failed(why),
             }
