@@ -136,9 +136,9 @@ impl OpenFiles {
         }
     }
 
-    /// How many are open.
+    /// How many are open, or are being released.
     pub(crate) fn len(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
+        self.count.load(Ordering::Acquire)
     }
 
     /// How many contexts are open, and how many other files.
@@ -199,13 +199,14 @@ impl OpenFiles {
 
     fn release(&self, open: &OpenFile, closing: &mut Closing) {
         self.by_inode.write().remove(&open.memfd.inode());
-        self.count.fetch_sub(1, Ordering::Relaxed);
         let _ = self.inotify.rm_watch(open.watch);
         closing.released += 1;
         match &open.meaning {
             Meaning::Context(context) => closing.left_over += context.close(),
             Meaning::File(file) => file.release(),
         }
+        // Last: who finds none to settle takes it for done.
+        self.count.fetch_sub(1, Ordering::Release);
     }
 
     /// Releases files as they are closed, for ever. For a thread of its own.
@@ -241,7 +242,9 @@ mod tests {
     #![allow(unsafe_code)] // mmap
 
     use super::*;
+    use engine::file::{PollEvents, ReadBuffer, Wake};
     use nix::sys::stat::Mode;
+    use std::any::Any;
     use std::time::Instant;
 
     fn contexts() -> OpenFiles {
@@ -281,6 +284,47 @@ mod tests {
         drop(other);
         settle_until(&contexts, 0);
         assert_eq!(contexts.totals(), (2, 0));
+    }
+
+    /// A file that looks, when it is released, how many are open.
+    struct Looks(Arc<OpenFiles>, AtomicUsize);
+
+    impl EngineFile for Looks {
+        fn name(&self) -> &'static str {
+            "looks"
+        }
+        fn writable(&self) -> bool {
+            true
+        }
+        fn read(&self, _: &mut dyn ReadBuffer) -> Result<(), Errno> {
+            Err(Errno::EINVAL)
+        }
+        fn write(&self, _: &[u8]) -> Result<usize, Errno> {
+            Err(Errno::EINVAL)
+        }
+        fn poll(&self) -> PollEvents {
+            PollEvents::empty()
+        }
+        fn watch(&self, _: Arc<dyn Wake>) {}
+        fn release(&self) {
+            self.1.store(self.0.len(), Ordering::SeqCst);
+        }
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+        fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+            self
+        }
+    }
+
+    /// A call that comes meanwhile waits for it, as it sees that there is something to settle.
+    #[test]
+    fn what_is_being_released_counts() {
+        let files = Arc::new(contexts());
+        let looks = Arc::new(Looks(files.clone(), AtomicUsize::new(0)));
+        drop(files.open_file(looks.clone()).unwrap());
+        settle_until(&files, 0);
+        assert_eq!(looks.1.load(Ordering::SeqCst), 1);
     }
 
     #[test]
