@@ -109,8 +109,11 @@ impl MockDevice {
             HwDomain::Nested(domain) => {
                 let domain = (&**domain as &dyn Any).downcast_ref::<MockNested>();
                 match domain.ok_or(Errno::EINVAL)?.viommu() {
-                    Some(handle) => Some((handle.clone(), handle.virt_id(self)?)),
-                    None => None,
+                    // Nor whether the vIOMMU knows the device.
+                    Some(handle) if pasid == NO_PASID => {
+                        Some((handle.clone(), handle.virt_id(self)?))
+                    }
+                    _ => None,
                 }
             }
         };
