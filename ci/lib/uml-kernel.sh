@@ -12,7 +12,7 @@ uml_kernel() {
         build=$cache/vm/build-uml
         rm -rf "$build"
         mkdir -p "$build/arch/um/kernel/skas" "${uml_kernel%/*}"
-        say "building the kernel as a program: about 3 minutes on 2 cores, once (log: $build/log)"
+        say "building the kernel as a program: about 4 minutes on 2 cores, once (log: $build/log)"
         # Files of the build's directory come before those of the tree, which stays as it is: page
         # faults of devices, which x86's IOMMU drivers select; and lengths of 2 GiB and more in
         # copies to and from callers, which UML takes for negative.
