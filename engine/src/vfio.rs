@@ -201,14 +201,13 @@ fn unmap_dma(call: &Call<'_>) -> Result<i64, Errno> {
         return Err(Errno::EINVAL);
     }
     let range = if all { Ok(0..=u64::MAX) } else { range(unmap.iova, unmap.size) };
-    if let Ok(range) = &range
-        && !all
-        && !ioas.huge_pages()
-    {
-        if let Some(next) = range.end().checked_add(1) {
-            ioas.cut(next)?;
+    if !all && !ioas.huge_pages() {
+        // Before the range is looked at: its end may be anywhere.
+        for at in [unmap.iova.wrapping_add(unmap.size), unmap.iova] {
+            if at != 0 {
+                ioas.cut(at)?;
+            }
         }
-        ioas.cut(*range.start())?;
     }
     unmap.size = 0;
     let result = range.and_then(|range| ioas.unmap(&range, &mut unmap.size));

@@ -108,7 +108,8 @@ impl Ioas {
     }
 
     /// Cuts the area around `iova` in two, the second part starting there. Nothing happens between
-    /// areas. `EINVAL` when an access has pins in it or `iova` is not aligned.
+    /// areas. `EINVAL` when an access has pins in it or `iova` is not aligned, `EOPNOTSUPP` for a
+    /// dma-buf.
     pub(crate) fn cut(&self, iova: u64) -> Result<(), Errno> {
         let mut state = self.lock();
         let Some((start, area)) = state.area_at(iova) else { return Ok(()) };
@@ -123,6 +124,9 @@ impl Ioas {
         let (at, last) = (area.at + (iova - start), area.last);
         if !iova.is_multiple_of(alignment) || !at.is_multiple_of(PAGE_SIZE) {
             return Err(Errno::EINVAL);
+        }
+        if area.pages.dmabuf().is_some() {
+            return Err(Errno::EOPNOTSUPP);
         }
         inject::site("area: allocate")?;
         let taken = area.taken.another()?;

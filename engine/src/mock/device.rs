@@ -200,9 +200,12 @@ impl IommuDevice for MockDevice {
         };
         if pasid == NO_PASID {
             let mut now = self.viommu.lock();
-            // An id of 0 is none, and leaves the one that was there.
-            let before = now.as_ref().map_or(0, |&(_, id)| id);
-            *now = viommu.map(|(handle, id)| (handle, if id == 0 { before } else { id }));
+            // Another HWPT of the same vIOMMU changes nothing, not even its id there.
+            let same =
+                matches!((&*now, &viommu), (Some((before, _)), Some((new, _))) if before.is(new));
+            if !same {
+                *now = viommu;
+            }
         }
         Ok(())
     }

@@ -60,6 +60,11 @@ impl ViommuHandle {
         self.shared.context_id
     }
 
+    /// Whether both are of one vIOMMU.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Whether to do as Linux does where Linux is plainly at fault.
     pub fn quirks(&self) -> bool {
         self.shared.context.upgrade().is_some_and(|context| context.engine().quirks())

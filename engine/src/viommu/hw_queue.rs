@@ -100,6 +100,15 @@ impl Memory {
         iova: u64,
         length: u64,
     ) -> Result<(Self, u64), Errno> {
+        let start = iova - iova % PAGE_SIZE;
+        let bytes = (iova - start)
+            .checked_add(length)
+            .and_then(|bytes| bytes.checked_next_multiple_of(PAGE_SIZE))
+            .ok_or(Errno::ERANGE)?;
+        // The kernel has a pointer for each page, and no array of 2 GiB.
+        if bytes / PAGE_SIZE * 8 > i32::MAX as u64 {
+            return Err(Errno::ENOMEM);
+        }
         let reserved = context.objects().reserve()?;
         let id = reserved.id();
         let object = reserved.commit_used(Arc::new(AccessObject { id, ioas: ioas.id() }));
@@ -119,15 +128,6 @@ impl Memory {
             context: Arc::downgrade(context),
         };
         inject::site("hw_queue: pages")?;
-        let start = iova - iova % PAGE_SIZE;
-        let bytes = (iova - start)
-            .checked_add(length)
-            .and_then(|bytes| bytes.checked_next_multiple_of(PAGE_SIZE))
-            .ok_or(Errno::ERANGE)?;
-        // The kernel has a pointer for each page, and no array of 2 GiB.
-        if bytes / PAGE_SIZE * 8 > i32::MAX as u64 {
-            return Err(Errno::ENOMEM);
-        }
         let frames = ioas.pin_pages(start, bytes, false)?;
         ioas.lock_areas(start, bytes);
         memory.pinned = Some((start, bytes));
