@@ -336,7 +336,7 @@ macro_rules! reads {
             /// let walk = table.walk(0x20_1234)?;
             /// assert_eq!(
             ///     walk.steps[1].to_string(),
-            ///     "level 2, index 0x1, 0x2000000080000001 = page of 2^21 bytes at 0x80000000, Prot(READ)"
+            ///     "level 2, index 0x1, 0x2000000080000001 = page of 2 MiB at 0x80000000, READ"
             /// );
             /// assert!(walk.to_string().starts_with("level 3, index 0x0, 0x6"));
             /// assert_eq!(table.walk(0)?.steps.last().map(|step| step.kind), Some(Kind::Absent));
