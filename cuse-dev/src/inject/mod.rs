@@ -39,6 +39,9 @@ const SPIN: Duration = Duration::from_micros(4);
 /// The first sleep.
 const FIRST_PAUSE: Duration = Duration::from_micros(10);
 
+/// A stack pointer, of who has no stack: never mapped.
+const NOWHERE: u64 = 8;
+
 /// Ends the tracee when this process ends.
 pub const EXIT_KILL: u64 = libc::PTRACE_O_EXITKILL as u64;
 /// Traces what the tracee clones or forks, from its first instruction.
@@ -283,14 +286,16 @@ impl Tracee {
     }
 
     /// Clones a child that shares the thread's memory and descriptors and sends no signal when it
-    /// ends. It is traced, has `options`, and runs no instruction of its own. Answers also the
-    /// number by which the thread knows it.
+    /// ends. It is traced, has `options`, and runs no instruction of its own: should this process
+    /// be killed before it has them, it dies where it would use the thread's stack. Answers also
+    /// the number by which the thread knows it.
     pub fn clone_child(&mut self, options: u64) -> Result<(Tracee, u64), Errno> {
         let before = self.options;
         self.set_options(before | TRACE_CHILDREN)?;
         let mut child = None;
         let flags = (libc::CLONE_VM | libc::CLONE_FILES) as u64;
-        let number = self.call_watched(libc::SYS_clone, [flags, 0, 0, 0, 0, 0], &mut |tracee| {
+        let arguments = [flags, NOWHERE, 0, 0, 0, 0];
+        let number = self.call_watched(libc::SYS_clone, arguments, &mut |tracee| {
             let mut message: libc::c_ulong = 0;
             let at = &raw mut message as usize;
             if ptrace(libc::PTRACE_GETEVENTMSG, tracee.tid, 0, at).is_ok() && message != 0 {
@@ -446,6 +451,43 @@ mod tests {
         assert!(own && reaped);
         assert_eq!(same, Ok(true));
         assert!(!std::path::Path::new(&format!("/proc/{tid}")).exists());
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_child_that_is_let_go_does_not_run_on_the_callers_stack() {
+        use std::io::{Read, Write};
+        let mut child = cat();
+        let pid = child.id();
+        if seized(&child).is_none() {
+            return;
+        }
+        let ended = Tracer::new().unwrap().run(move || {
+            let mut tracee = Tracee::seize(pid, 0)?;
+            tracee.interrupt()?;
+            tracee.wait(PATIENCE)?;
+            tracee.begin()?;
+            let (mut clone, number) = tracee.clone_child(0)?;
+            // As the kernel does with the tracees of who is killed.
+            ptrace(libc::PTRACE_DETACH, clone.tid, 0, 0)?;
+            clone.forget();
+            let at = tracee.scratch(8).unwrap();
+            let reaped =
+                tracee.call(libc::SYS_wait4, [number, at, libc::__WALL as u64, 0, 0, 0])?;
+            let mut status = [0; 4];
+            let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+            memory.read_exact_at(&mut status, at).unwrap();
+            tracee.detach()?;
+            Ok::<_, Errno>((reaped == number, i32::from_ne_bytes(status)))
+        });
+        let (reaped, status) = ended.unwrap().unwrap();
+        assert!(reaped && libc::WIFSIGNALED(status), "{status:#x}");
+        assert_eq!(libc::WTERMSIG(status), libc::SIGSEGV);
+        child.stdin.as_mut().unwrap().write_all(b"hello").unwrap();
+        let mut seen = [0; 5];
+        child.stdout.as_mut().unwrap().read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"hello");
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());
     }
