@@ -37,7 +37,10 @@ impl Place {
         match built {
             Ok(output) if output.status.success() => Some(place),
             Ok(output) => {
-                eprintln!("SKIPPED: cc: {}", String::from_utf8_lossy(&output.stderr));
+                // The compiler may lack what flags ask for, and nothing else.
+                let said = String::from_utf8_lossy(&output.stderr);
+                assert!(!flags.is_empty(), "{name}.c: {said}");
+                eprintln!("SKIPPED: cc: {said}");
                 None
             }
             Err(error) => {

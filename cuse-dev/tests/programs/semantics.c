@@ -5,35 +5,25 @@
  * Bytes are looked at through an access, and through DMA of the mock device when the environment
  * names a control socket (SEMANTICS_CONTROL). Without one it runs on the real kernel, too (with
  * CONFIG_IOMMUFD_TEST), which is where the expectations come from. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
+#include "iommufd.h"
+
 #include <glob.h>
 #include <linux/falloc.h>
 #include <linux/magic.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/vfs.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
 
-#define PAGE 4096ul
 #define HUGE (2ul << 20)
-#define IOVA (1ul << 24)
 #define SKIPPED 77
 
 enum { READABLE = 4, WRITEABLE = 2, FIXED = 1 };
@@ -41,24 +31,9 @@ enum { OP_MOCK_DOMAIN = 2, OP_CREATE_ACCESS = 5, OP_DESTROY_ACCESS_PAGES = 6, OP
        OP_ACCESS_RW = 8 };
 enum { RW_WRITE = 1, RW_SLOW = 4 };
 
-struct map { uint32_t size, flags, ioas, reserved; uint64_t va, length, iova; };
 struct map_file { uint32_t size, flags, ioas; int32_t fd; uint64_t start, length, iova; };
 struct copy { uint32_t size, flags, to, from; uint64_t length, to_iova, from_iova; };
-struct unmap { uint32_t size, ioas; uint64_t iova, length; };
 struct option { uint32_t size, id; uint16_t op, reserved; uint32_t object; uint64_t value; };
-struct test {
-    uint32_t size, op, id, reserved;
-    union { uint32_t word[12]; uint64_t quad[6]; };
-    uint32_t last, pad;
-};
-
-#define CHECK(what)                                                                          \
-    do {                                                                                     \
-        if (!(what)) {                                                                       \
-            fprintf(stderr, "line %d: %s (%s)\n", __LINE__, #what, strerror(errno));         \
-            exit(1);                                                                         \
-        }                                                                                    \
-    } while (0)
 
 static int iommu;            /* the iommufd */
 static uint32_t ioas, stdev; /* where scenarios map, and the device that is attached to it */
@@ -67,18 +42,7 @@ static uint32_t idev;
 
 static int call(int number, void *argument) { return ioctl(iommu, 0x3b00 | number, argument); }
 
-static uint32_t new_ioas(void)
-{
-    uint32_t alloc[3] = { sizeof(alloc) };
-    CHECK(call(0x81, alloc) == 0);
-    return alloc[2];
-}
-
-static int destroy(uint32_t id)
-{
-    uint32_t argument[2] = { sizeof(argument), id };
-    return call(0x80, argument);
-}
+static int destroy(uint32_t id) { return try_destroy(iommu, id); }
 
 static int try_device(uint32_t of, uint32_t *stdev_id, uint32_t *idev_id)
 {
@@ -103,7 +67,7 @@ static void begin_without_device(void)
 {
     iommu = open("/dev/iommu", O_RDWR);
     CHECK(iommu >= 0);
-    ioas = new_ioas();
+    ioas = alloc(iommu);
     new_access(ioas);
 }
 
@@ -119,7 +83,7 @@ static int try_map_at(uint32_t in, void *va, size_t length, uint64_t iova, int f
     return call(0x85, &map);
 }
 
-static int try_map(void *va, size_t length, int flags) { return try_map_at(ioas, va, length, IOVA, flags); }
+static int try_map_here(void *va, size_t length, int flags) { return try_map_at(ioas, va, length, IOVA, flags); }
 
 static int by_file;        /* map the file, not where it is mapped */
 static int memory_fd = -1; /* the file */
@@ -131,7 +95,7 @@ static void map(void *va, size_t length)
                                  length, IOVA };
         CHECK(call(0x8f, &file) == 0);
     } else {
-        CHECK(try_map(va, length, READABLE | WRITEABLE) == 0);
+        CHECK(try_map_here(va, length, READABLE | WRITEABLE) == 0);
     }
 }
 
@@ -349,17 +313,7 @@ static char *memory(enum kind kind, size_t units)
 }
 
 /* Pages that the kernel says are pinned for this process. */
-static long pinned(void)
-{
-    char line[256];
-    long kib = -1;
-    FILE *status = fopen("/proc/self/status", "r");
-    CHECK(status);
-    while (fgets(line, sizeof(line), status))
-        sscanf(line, "VmPin: %ld", &kib);
-    fclose(status);
-    return kib / 4;
-}
+static long pinned(void) { return pinned_kib() / 4; }
 
 static int is_private(enum kind kind) { return kind == ANON || kind == THP; }
 
@@ -662,7 +616,7 @@ static void row_cow_read(enum kind kind)
         CHECK(at[0] == 'a');
         _exit(0);
     }
-    CHECK(try_map(at, 2 * unit(kind), READABLE) == 0);
+    CHECK(try_map_here(at, 2 * unit(kind), READABLE) == 0);
     at[0] = 'p';
     SEES(IOVA, 'p');
     CHECK(write(go[1], "", 1) == 1);
@@ -806,7 +760,7 @@ static void row_read_only(void)
 {
     char *at = memory(ANON, 2);
     begin();
-    CHECK(try_map(at, 2 * PAGE, READABLE) == 0);
+    CHECK(try_map_here(at, 2 * PAGE, READABLE) == 0);
     SEES(IOVA, 'a');
     at[0] = 'b';
     SEES(IOVA, 'b');
@@ -817,15 +771,15 @@ static void row_read_only(void)
     unmap(2 * PAGE);
     /* Memory that the process itself may only read. */
     CHECK(mprotect(at, 2 * PAGE, PROT_READ) == 0);
-    CHECK(try_map(at, 2 * PAGE, READABLE | WRITEABLE) == -1 && errno == EFAULT);
+    CHECK(try_map_here(at, 2 * PAGE, READABLE | WRITEABLE) == -1 && errno == EFAULT);
     CHECK(pinned() == 0);
-    CHECK(try_map(at, 2 * PAGE, READABLE) == 0);
+    CHECK(try_map_here(at, 2 * PAGE, READABLE) == 0);
     SEES(IOVA, 'b');
     CHECK(!has_dma() || dma_write(idev, IOVA, 'x') == -1);
     unmap(2 * PAGE);
     /* Memory that it may not read. */
     CHECK(mprotect(at, 2 * PAGE, PROT_NONE) == 0);
-    CHECK(try_map(at, 2 * PAGE, READABLE) == -1 && errno == EFAULT);
+    CHECK(try_map_here(at, 2 * PAGE, READABLE) == -1 && errno == EFAULT);
     CHECK(pinned() == 0);
 }
 
@@ -834,7 +788,7 @@ static void row_half_way(enum kind kind)
     char *at = memory(kind, 4);
     begin();
     CHECK(munmap(at + 2 * PAGE, PAGE) == 0);
-    CHECK(try_map(at, 4 * PAGE, READABLE | WRITEABLE) == -1 && errno == EFAULT);
+    CHECK(try_map_here(at, 4 * PAGE, READABLE | WRITEABLE) == -1 && errno == EFAULT);
     CHECK(pinned() == 0);
     map(at, 2 * PAGE);
     CHECK(pinned() == 2);
@@ -866,8 +820,8 @@ static void row_io_memory(void)
     if (at == MAP_FAILED)
         exit(SKIPPED);
     begin();
-    CHECK(try_map(at, PAGE, READABLE | WRITEABLE) == -1 && errno == EFAULT);
-    CHECK(try_map(at, PAGE, READABLE) == -1 && errno == EFAULT);
+    CHECK(try_map_here(at, PAGE, READABLE | WRITEABLE) == -1 && errno == EFAULT);
+    CHECK(try_map_here(at, PAGE, READABLE) == -1 && errno == EFAULT);
     CHECK(pinned() == 0);
 }
 
@@ -882,8 +836,8 @@ static void row_read_only_file(void)
     char *at = mmap(NULL, 2 * PAGE, PROT_READ, MAP_SHARED, read_only, 0);
     CHECK(at != MAP_FAILED);
     begin();
-    CHECK(try_map(at, 2 * PAGE, READABLE | WRITEABLE) == -1 && errno == EFAULT);
-    CHECK(try_map(at, 2 * PAGE, READABLE) == 0);
+    CHECK(try_map_here(at, 2 * PAGE, READABLE | WRITEABLE) == -1 && errno == EFAULT);
+    CHECK(try_map_here(at, 2 * PAGE, READABLE) == 0);
     CHECK(pwrite(fd, "z", 1, 0) == 1);
     SEES(IOVA, 'z');
     unmap(2 * PAGE);
@@ -900,7 +854,7 @@ static void row_once(enum kind kind)
     char *at = memory(kind, 4);
     uint32_t second = 0, stdev2, idev2, idev1;
     begin();
-    second = new_ioas();
+    second = alloc(iommu);
     CHECK(try_device(second, &stdev2, &idev2) == 0);
     map(at, size);
     CHECK(pinned() == 4);
@@ -1007,13 +961,13 @@ static void row_limit(enum kind kind, int by_process)
     struct option option = { .size = sizeof(option), .id = 0, .op = 0, .value = by_process };
     if (by_process)
         CHECK(call(0x87, &option) == 0);
-    ioas = new_ioas();
+    ioas = alloc(iommu);
     CHECK(try_device(ioas, &stdev, &idev) == 0);
     char *at = memory(kind, 12);
     become_nobody(8);
-    CHECK(try_map(at, 9 * PAGE, READABLE | WRITEABLE) == -1 && errno == ENOMEM);
+    CHECK(try_map_here(at, 9 * PAGE, READABLE | WRITEABLE) == -1 && errno == ENOMEM);
     CHECK(pinned() == 0);
-    CHECK(try_map(at, 8 * PAGE, READABLE | WRITEABLE) == 0);
+    CHECK(try_map_here(at, 8 * PAGE, READABLE | WRITEABLE) == 0);
     CHECK(pinned() == 8);
     CHECK(try_map_at(ioas, at + 8 * PAGE, PAGE, IOVA + HUGE, READABLE) == -1 && errno == ENOMEM);
     CHECK(pinned() == 8);
