@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::Errno;
-use crate::file::{EngineFile, PollEvents, ReadBuffer, Wake};
+use crate::file::{EngineFile, PollEvents};
 use crate::ioas::Ioas;
 use crate::memory::{BackingFile, PAGE_SIZE, Pin};
 
@@ -107,14 +107,6 @@ impl EngineFile for DmabufFile {
         true
     }
 
-    fn read(&self, _: &mut dyn ReadBuffer) -> Result<(), Errno> {
-        Err(Errno::EINVAL)
-    }
-
-    fn write(&self, _: &[u8]) -> Result<usize, Errno> {
-        Err(Errno::EINVAL)
-    }
-
     fn only_names(&self) -> bool {
         true
     }
@@ -122,8 +114,6 @@ impl EngineFile for DmabufFile {
     fn poll(&self) -> PollEvents {
         PollEvents::IN | PollEvents::OUT
     }
-
-    fn watch(&self, _: Arc<dyn Wake>) {}
 
     fn backing(&self) -> Option<Arc<dyn BackingFile>> {
         Some(Arc::new(Backing { dmabuf: self.dmabuf.clone() }))

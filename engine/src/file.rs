@@ -48,11 +48,18 @@ pub trait EngineFile: Send + Sync {
     /// Whether `O_RDWR` (else `O_RDONLY`) is the descriptor's mode.
     fn writable(&self) -> bool;
 
-    /// Reads what is there. `EAGAIN` when nothing is; the front end then blocks or returns it.
-    fn read(&self, into: &mut dyn ReadBuffer) -> Result<(), Errno>;
+    /// Reads what is there. `EAGAIN` when nothing is; the front end then blocks or returns it. A file
+    /// that is not read answers `EINVAL`.
+    fn read(&self, into: &mut dyn ReadBuffer) -> Result<(), Errno> {
+        let _ = into;
+        Err(Errno::EINVAL)
+    }
 
-    /// Writes `bytes`, and says how many it took.
-    fn write(&self, bytes: &[u8]) -> Result<usize, Errno>;
+    /// Writes `bytes`, and says how many it took. A file that is not written answers `EINVAL`.
+    fn write(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        let _ = bytes;
+        Err(Errno::EINVAL)
+    }
 
     /// Whether a descriptor of it only names it, for ioctls and for `mmap`: reads and writes are
     /// errors, and polls find it ready. Its last close is all that it hears of.
@@ -60,11 +67,15 @@ pub trait EngineFile: Send + Sync {
         false
     }
 
-    /// What is ready now. A file without `poll` answers `IN | OUT | RDNORM | WRNORM`.
-    fn poll(&self) -> PollEvents;
+    /// What is ready now. A file without `poll` always is.
+    fn poll(&self) -> PollEvents {
+        PollEvents::IN | PollEvents::OUT | PollEvents::RDNORM | PollEvents::WRNORM
+    }
 
     /// Asks for a call of `wake` each time [`EngineFile::poll`] may answer more than before.
-    fn watch(&self, wake: Arc<dyn Wake>);
+    fn watch(&self, wake: Arc<dyn Wake>) {
+        let _ = wake;
+    }
 
     /// The pages behind the file for `mmap` and `IOMMU_IOAS_MAP_FILE`, if it has any (dma-buf).
     fn backing(&self) -> Option<Arc<dyn crate::memory::BackingFile>> {

@@ -242,7 +242,6 @@ mod tests {
     #![allow(unsafe_code)] // mmap
 
     use super::*;
-    use engine::file::{PollEvents, ReadBuffer, Wake};
     use nix::sys::stat::Mode;
     use std::any::Any;
     use std::time::Instant;
@@ -296,16 +295,6 @@ mod tests {
         fn writable(&self) -> bool {
             true
         }
-        fn read(&self, _: &mut dyn ReadBuffer) -> Result<(), Errno> {
-            Err(Errno::EINVAL)
-        }
-        fn write(&self, _: &[u8]) -> Result<usize, Errno> {
-            Err(Errno::EINVAL)
-        }
-        fn poll(&self) -> PollEvents {
-            PollEvents::empty()
-        }
-        fn watch(&self, _: Arc<dyn Wake>) {}
         fn release(&self) {
             self.1.store(self.0.len(), Ordering::SeqCst);
         }

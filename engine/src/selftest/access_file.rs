@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::call::Call;
 use crate::caller::CallerFile;
-use crate::file::{EngineFile, PollEvents, ReadBuffer, Wake};
+use crate::file::EngineFile;
 use crate::kapi::{Access, AccessOps, Lifetime, PinnedPages};
 use crate::{Errno, inject};
 
@@ -151,23 +151,9 @@ impl EngineFile for AccessFile {
         true
     }
 
-    fn read(&self, _into: &mut dyn ReadBuffer) -> Result<(), Errno> {
-        Err(Errno::EINVAL)
-    }
-
-    fn write(&self, _bytes: &[u8]) -> Result<usize, Errno> {
-        Err(Errno::EINVAL)
-    }
-
     fn only_names(&self) -> bool {
         true
     }
-
-    fn poll(&self) -> PollEvents {
-        PollEvents::IN | PollEvents::OUT | PollEvents::RDNORM | PollEvents::WRNORM
-    }
-
-    fn watch(&self, _wake: Arc<dyn Wake>) {}
 
     fn release(&self) {
         let access = self.access.lock().take();
