@@ -5,9 +5,9 @@
 mod common;
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::process::CommandExt as _;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::serve::{
@@ -45,6 +45,27 @@ fn a_killed_daemon_hangs_nobody_and_can_be_started_again() {
     let again = Daemon::start_named(&name, &[]).unwrap();
     assert_eq!(ioas_alloc(&file), Err(Errno::ENOTCONN));
     assert_eq!(ioas_alloc(&again.open()), Ok(1));
+}
+
+/// A caller's memory may stay pinned after its end, and all that is known of it with that.
+#[test]
+fn the_dead_cost_no_processor_time() {
+    let Some(daemon) = Daemon::start(&[]) else { return };
+    let file = daemon.open();
+    let shared = Stdio::from(file.try_clone().unwrap());
+    let mut caller = daemon.caller("maps on its standard input");
+    assert!(caller.stdin(shared).stdout(Stdio::null()).status().unwrap().success());
+    let used = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+        let (_, rest) = stat.rsplit_once(") ").unwrap();
+        let times = rest.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap());
+        times.sum::<u64>()
+    };
+    let before = used();
+    std::thread::sleep(Duration::from_secs(1));
+    // Of a hundred in that second.
+    assert!(used() - before < 50, "{} ticks", used() - before);
+    assert_eq!(ioas_alloc(&file), Ok(2));
 }
 
 #[test]
@@ -227,6 +248,10 @@ fn child() {
             assert_eq!(page.map(&file, ioas, IOVA + 8192), Err(Errno::ENOMEM));
             unmap(&file, ioas, 4096).unwrap();
             page.map(&file, ioas, IOVA + 8192).unwrap();
+        }
+        "maps on its standard input" => {
+            let file = File::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+            Page::new().map(&file, ioas_alloc(&file).unwrap(), IOVA).unwrap();
         }
         "pinned" => {
             let (file, other) = (open().unwrap(), open().unwrap());

@@ -20,8 +20,11 @@ impl Deaths {
     }
 
     /// Waits for the death of the process `pid`, too. Its pidfd's last close ends that.
+    ///
+    /// It is told once: what is pinned for a process keeps the pidfd after its death.
     pub(super) fn add(&self, pid: u32, pidfd: &OwnedFd) -> Result<(), Errno> {
-        self.0.add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, pid.into()))
+        let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+        self.0.add(pidfd, EpollEvent::new(once, pid.into()))
     }
 }
 
@@ -62,4 +65,28 @@ impl Callers {
 fn has_ended(pidfd: &OwnedFd) -> bool {
     let mut poll_fd = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     poll(&mut poll_fd, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::caller::sys;
+
+    /// Whoever keeps a dead caller keeps its pidfd.
+    #[test]
+    fn a_death_is_told_once() {
+        let deaths = Deaths::new().unwrap();
+        let mut child = Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pidfd = sys::pidfd_open(child.id()).unwrap();
+        deaths.add(child.id(), &pidfd).unwrap();
+        let mut events = [EpollEvent::empty(); 2];
+        assert_eq!(deaths.0.wait(&mut events, EpollTimeout::ZERO), Ok(0));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(deaths.0.wait(&mut events, EpollTimeout::NONE), Ok(1));
+        assert_eq!(events[0].data(), u64::from(child.id()));
+        assert_eq!(deaths.0.wait(&mut events, EpollTimeout::ZERO), Ok(0));
+    }
 }
