@@ -6,6 +6,7 @@ use std::io::{IoSlice, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use zerocopy::IntoBytes;
 
 use super::proto;
@@ -47,6 +48,12 @@ impl Channel {
     pub fn read<'b>(&self, buffer: &'b mut [u8]) -> Result<&'b [u8], Errno> {
         let length = (&self.device).read(buffer).map_err(errno)?;
         Ok(&buffer[..length])
+    }
+
+    /// Whether [`Channel::read`] would return at once.
+    pub(super) fn has_request(&self) -> bool {
+        let mut asked = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut asked, PollTimeout::ZERO) != Ok(0)
     }
 
     /// The right to answer request `unique`, which was read from this channel.

@@ -40,6 +40,7 @@ pub mod channel;
 mod dispatch;
 pub mod handler;
 pub mod mount;
+mod patience;
 pub mod proto;
 pub mod reply;
 pub mod request;

@@ -6,6 +6,9 @@
 //! is done before the requests that the kernel queued behind it are even seen; with free readers,
 //! a program's next ioctl overtakes its own close.
 //!
+//! Before it sleeps it looks for the next request for some microseconds, where that pays off
+//! ([`Patience`]).
+//!
 //! FUSE over io_uring is not spoken, nor are cloned descriptors used: both give each processor a
 //! queue of its own, and with them the order above is lost. For a lone caller they are no quicker
 //! (4.5 µs for the ring, 3.6 µs for a reader on the caller's processor), and the ring takes an
@@ -43,6 +46,7 @@ use parking_lot::{Condvar, Mutex};
 use super::channel::Channel;
 use super::dispatch::{self, MAX_WRITE};
 use super::handler::{Handler, Pace};
+use super::patience::Patience;
 use super::request::{Header, Op, ParseError, Request};
 use crate::wire::Errno;
 
@@ -284,6 +288,7 @@ impl<H: Handler> Shared<H> {
         let nudge = SigSet::from(NUDGE);
         let _ = signal::pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&nudge), None);
         let mut buffer = vec![0; MAX_WRITE as usize + 4096];
+        let mut patience = Patience::new();
         loop {
             let mut pool = self.pool.lock();
             pool.idle += 1;
@@ -299,12 +304,12 @@ impl<H: Handler> Shared<H> {
             }
             pool.leader = Some(pthread_self());
             drop(pool);
-            self.lead(&mut buffer);
+            self.lead(&mut buffer, &mut patience);
         }
     }
 
     /// Reads and answers until the lead is lost.
-    fn lead(self: &Arc<Self>, buffer: &mut [u8]) {
+    fn lead(self: &Arc<Self>, buffer: &mut [u8], patience: &mut Patience) {
         // While this thread has the lead, nobody else moves an even turn.
         let mut turn = self.turn.load(Ordering::SeqCst);
         let by = nix::unistd::gettid().as_raw();
@@ -312,6 +317,7 @@ impl<H: Handler> Shared<H> {
             if self.stopping.load(Ordering::SeqCst) {
                 return self.end();
             }
+            patience.look(&self.channel);
             let bytes = match self.channel.read(buffer) {
                 Ok(bytes) => bytes,
                 Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOENT) => continue,
