@@ -9,4 +9,5 @@ pub mod inject;
 pub mod memory;
 pub mod run;
 pub mod serve;
+pub(crate) mod trace;
 pub mod wire;

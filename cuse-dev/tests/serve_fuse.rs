@@ -47,6 +47,21 @@ fn a_killed_daemon_hangs_nobody_and_can_be_started_again() {
     assert_eq!(ioas_alloc(&again.open()), Ok(1));
 }
 
+#[test]
+fn each_call_is_logged_decoded() {
+    let place = tempfile::tempdir().unwrap();
+    let log = place.path().join("log");
+    let Some(daemon) = Daemon::start_logging(&log) else { return };
+    let file = daemon.open();
+    ioas_alloc(&file).unwrap();
+    destroy(&file, 7).unwrap_err();
+    let log = std::fs::read_to_string(log).unwrap();
+    let alloc = "iommufd 1: IOMMU_IOAS_ALLOC {size=12, flags=0, out_ioas_id=1} = 0";
+    for part in [alloc, "IOMMU_DESTROY {size=8, id=7} = -1 ENOENT"] {
+        assert!(log.contains(part), "{part} is not in:\n{log}");
+    }
+}
+
 /// A caller's memory may stay pinned after its end, and all that is known of it with that.
 #[test]
 fn the_dead_cost_no_processor_time() {

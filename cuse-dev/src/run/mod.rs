@@ -36,7 +36,6 @@ mod paths;
 mod process;
 mod status;
 mod supervisor;
-mod trace;
 mod turns;
 mod via;
 

@@ -23,10 +23,11 @@ use super::fail_nth::FailNth;
 use super::notify::{Listener, Notification};
 use super::open_files::OpenFiles;
 use super::turns::Turns;
-use super::{trace, via};
+use super::via;
 use crate::caller::{CallerProcess, Callers, sys};
 use crate::event_files::{EventFiles, FileId, NoMount};
 use crate::memory::Host;
+use crate::trace;
 
 /// Most threads that answer.
 const THREADS: usize = 64;

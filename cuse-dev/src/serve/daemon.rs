@@ -6,6 +6,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use engine::caller::Caller as _;
 use engine::{Engine, Errno, Node};
 use ioctl_abi::command::iommufd::IOMMU_DESTROY;
 use nix::sys::uio::{RemoteIoVec, process_vm_writev};
@@ -19,6 +20,7 @@ use crate::caller::{CallerProcess, Callers, copying};
 use crate::event_files::EventFiles;
 use crate::inject::CALL_AGAIN;
 use crate::run::fail_nth::with_count;
+use crate::trace;
 use crate::wire::proto::{IoctlFlags, OpenFlags};
 use crate::wire::{Attributes, Handler, Header, Ioctl, Op, Opened, Pace, Reply};
 
@@ -171,7 +173,6 @@ impl Handler for NodeHandler {
         };
         let caller = IoctlCaller::new(&self.daemon, owner, header.tid, process, reply);
         let result = self.command(&open, &caller, ioctl.cmd, arg, header.tid);
-        tracing::trace!(tid = header.tid, cmd = ioctl.cmd, ?result, "ioctl");
         caller.finish(result);
     }
 
@@ -222,10 +223,11 @@ impl NodeHandler {
             open.assisted.forget_unmapped();
         }
         let call = || open.context.ioctl(caller, command, arg);
-        match open.assisted.count(tid) {
+        let what = trace::Call { tid, context: open.context.id().0, command, argument: arg };
+        trace::around(what, &*caller.memory(), || match open.assisted.count(tid) {
             Some(count) => with_count(&count, tid, call),
             None => call(),
-        }
+        })
     }
 }
 

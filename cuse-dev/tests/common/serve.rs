@@ -45,12 +45,17 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn start(options: &[&str]) -> Option<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self::start_named(&format!("softiommu-test-{}-{number}", std::process::id()), options)
+        Self::start_named(&Self::new_name(), options)
     }
 
-    pub(crate) fn start_named(name: &str, options: &[&str]) -> Option<Self> {
+    fn new_name() -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        format!("softiommu-test-{}-{number}", std::process::id())
+    }
+
+    /// One that is to be started, if it can be.
+    fn command(name: &str, options: &[&str]) -> Option<Command> {
         let asked = std::env::var("SOFTIOMMU_TEST_FRONT");
         if asked.is_err() && (!nix::unistd::geteuid().is_root() || !can_mount()) {
             eprintln!("SKIPPED: this needs root and FUSE");
@@ -58,18 +63,39 @@ impl Daemon {
         }
         let program = std::env::var_os("SERVE_TEST_PROGRAM")
             .unwrap_or_else(|| env!("CARGO_BIN_EXE_softiommu").into());
-        let mut process = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(["serve", "--foreground", "--mode", "666", "--name", name, "--front"])
             .arg(asked.as_deref().unwrap_or("fuse"))
             .args(options)
-            .env("RUST_LOG", "info")
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let log = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+            .stdout(Stdio::null());
+        Some(command)
+    }
+
+    fn of(process: Child, name: &str) -> Self {
+        let node = Path::new("/dev").join(name);
+        Self { process, node, log: Default::default(), place: OnceLock::new() }
+    }
+
+    /// One that logs to the file `log`.
+    pub(crate) fn start_logging(log: &Path) -> Option<Self> {
+        let name = Self::new_name();
+        let mut command = Self::command(&name, &["--log", log.to_str().unwrap()])?;
+        let mut daemon = Self::of(command.env_remove("RUST_LOG").spawn().unwrap(), &name);
+        while !std::fs::read_to_string(log).is_ok_and(|text| text.contains("serving")) {
+            assert_eq!(daemon.process.try_wait().unwrap(), None, "the daemon ended");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Some(daemon)
+    }
+
+    pub(crate) fn start_named(name: &str, options: &[&str]) -> Option<Self> {
+        let mut command = Self::command(name, options)?;
+        let process = command.env("RUST_LOG", "info").stderr(Stdio::piped()).spawn().unwrap();
+        let mut daemon = Self::of(process, name);
+        let mut lines = BufReader::new(daemon.process.stderr.take().unwrap()).lines();
+        let log = daemon.log.clone();
         loop {
             let Some(line) = lines.next() else {
                 panic!("the daemon ended: {}", log.lock().unwrap());
@@ -81,13 +107,12 @@ impl Daemon {
                 break;
             }
         }
-        let rest = log.clone();
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                *rest.lock().unwrap() += &format!("{line}\n");
+                *log.lock().unwrap() += &format!("{line}\n");
             }
         });
-        Some(Self { process, node: Path::new("/dev").join(name), log, place: OnceLock::new() })
+        Some(daemon)
     }
 
     pub(crate) fn open(&self) -> File {
