@@ -7,7 +7,8 @@
 //! * [`channel`] one descriptor of a session;
 //! * [`mount`] brings a session up: [`mount::fuse`] puts a file or a directory somewhere,
 //!   [`mount::cuse`] registers a character device;
-//! * [`server`] reads requests and hands them to a [`Handler`].
+//! * [`server`] reads requests and hands them to a [`Handler`]; a watch looks after those that take
+//!   longer than they should.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -45,6 +46,7 @@ pub mod proto;
 pub mod reply;
 pub mod request;
 pub mod server;
+mod watch;
 
 pub use channel::Channel;
 pub use handler::{Attributes, Handler, Pace};
