@@ -13,7 +13,6 @@ use super::daemon::Daemon;
 use super::stopped::{Seized, Stopped};
 use super::{deliver, identify};
 use crate::caller::{CallerProcess, copying};
-use crate::event_files::FileId;
 use crate::wire::Reply;
 
 /// The thread whose ioctl is being answered.
@@ -139,7 +138,7 @@ impl Caller for IoctlCaller<'_> {
         let file = self.descriptor(fd)?;
         // No question here may wait for a file system that the caller serves itself.
         let shown = identify::of(file.as_fd())?;
-        if let Some(file) = self.daemon.files.find(FileId::of(file.as_fd())?) {
+        if let Some(file) = self.daemon.files.find(shown.id()) {
             return Ok(CallerFile::Engine(file));
         }
         if self.daemon.is_node(&shown) {

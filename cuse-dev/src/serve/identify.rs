@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use engine::Errno;
 
+use crate::event_files::FileId;
+
 /// The ioctl by which the daemon asks its own node for the context behind a descriptor. Only the
 /// daemon's own threads are answered. `_IO(';', 0x7f)`: no command of iommufd or VFIO.
 pub(super) const WHICH: u32 = 0x3b7f;
@@ -19,12 +21,21 @@ pub(super) const WHICH: u32 = 0x3b7f;
 pub(crate) struct Shown {
     /// The file system's device number: major, minor.
     pub(crate) device: (u32, u32),
+    /// The inode's number there.
+    pub(crate) inode: u64,
     /// For a device node: the number of what it names.
     pub(crate) special: (u32, u32),
     /// The file's type, the `S_IFMT` bits.
     pub(crate) kind: u32,
     /// Bytes, as far as they are known.
     pub(crate) size: u64,
+}
+
+impl Shown {
+    /// Which file it is.
+    pub(super) fn id(&self) -> FileId {
+        FileId { device: self.device, inode: self.inode }
+    }
 }
 
 /// What `file` is.
@@ -55,6 +66,7 @@ fn statx(directory: i32, path: &CStr, flags: i32) -> Result<Shown, Errno> {
     };
     Ok(Shown {
         device: (shown.stx_dev_major, shown.stx_dev_minor),
+        inode: shown.stx_ino,
         special: (shown.stx_rdev_major, shown.stx_rdev_minor),
         kind: u32::from(shown.stx_mode) & libc::S_IFMT,
         size: shown.stx_size,
