@@ -109,6 +109,12 @@ impl Context {
         command: u32,
         arg: u64,
     ) -> Result<i64, Errno> {
+        let result = self.answer(caller, command, arg);
+        self.engine().end_kept();
+        result
+    }
+
+    fn answer(self: &Arc<Self>, caller: &dyn Caller, command: u32, arg: u64) -> Result<i64, Errno> {
         let number = (command & 0xff) as usize;
         let mut call = Call { context: self, caller, memory: caller.memory(), arg, user_size: 0 };
         if !(FIRST..=LAST).contains(&number) {

@@ -27,6 +27,7 @@ use crate::account::{Account, Accounts, Mode, Totals};
 use crate::call::Call;
 use crate::file::ContextId;
 use crate::ioas::Ioas;
+use crate::kept::{Ends, Kept};
 use crate::memory::MmId;
 use crate::object::Objects;
 use crate::quota::{Quota, Resource, Taken};
@@ -47,6 +48,7 @@ pub struct Engine {
     accounts: Accounts,
     contexts: Mutex<BTreeMap<ContextId, Weak<Context>>>,
     quirks: bool,
+    ends: Ends,
 }
 
 /// One open of `/dev/iommu`.
@@ -64,6 +66,8 @@ pub struct Context {
     account: Mutex<Option<Arc<Account>>>,
     /// What VFIO's ioctls work on.
     compat_ioas: Mutex<Weak<Ioas>>,
+    /// What its areas keep open.
+    kept: Kept,
     /// The opener, until [`Context::close`], and every [`Hold`].
     holds: AtomicUsize,
 }
@@ -76,7 +80,7 @@ pub struct Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.context.close();
+        self.context.let_go();
     }
 }
 
@@ -94,6 +98,7 @@ impl Engine {
             accounts: Accounts::default(),
             contexts: Mutex::default(),
             quirks,
+            ends: Ends::default(),
         })
     }
 
@@ -126,6 +131,7 @@ impl Engine {
             account_mode: Mutex::new(account_mode),
             account: Mutex::default(),
             compat_ioas: Mutex::default(),
+            kept: Kept::default(),
             holds: AtomicUsize::new(1),
         });
         self.contexts.lock().insert(id, Arc::downgrade(&context));
@@ -145,6 +151,16 @@ impl Engine {
     /// The contexts that are open.
     pub fn contexts(&self) -> Vec<Arc<Context>> {
         self.contexts.lock().values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The open context `id`.
+    pub(crate) fn context(&self, id: ContextId) -> Option<Arc<Context>> {
+        self.contexts.lock().get(&id)?.upgrade()
+    }
+
+    /// What areas no longer keep.
+    pub(crate) fn ends(&self) -> &Ends {
+        &self.ends
     }
 
     /// [`Context::memory_changed`] in all contexts.
@@ -252,9 +268,28 @@ impl Context {
         Hold { context: self.clone() }
     }
 
+    /// The same, unless it is closed.
+    pub(crate) fn hold_open(self: &Arc<Self>) -> Option<Hold> {
+        let more = |holds: usize| (holds > 0).then_some(holds + 1);
+        self.holds.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more).ok()?;
+        Some(Hold { context: self.clone() })
+    }
+
+    /// What its areas keep open.
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
     /// The last descriptor is closed: destroys every object, unless something holds the context
     /// open, which then does it at its own end. Answers how many objects would not go.
     pub fn close(&self) -> usize {
+        self.kept.let_go();
+        let left = self.let_go();
+        self.engine.end_kept();
+        left
+    }
+
+    fn let_go(&self) -> usize {
         if self.holds.fetch_sub(1, Ordering::AcqRel) != 1 {
             return 0;
         }

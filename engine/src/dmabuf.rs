@@ -119,7 +119,7 @@ impl EngineFile for DmabufFile {
         Some(Arc::new(Backing { dmabuf: self.dmabuf.clone() }))
     }
 
-    fn release(&self) {}
+    fn end(&self) {}
 
     fn as_any(&self) -> &dyn Any {
         self
@@ -157,31 +157,5 @@ impl BackingFile for Backing {
 
     fn dmabuf(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         Some(self.dmabuf.clone())
-    }
-}
-
-/// A file without pages that can be pinned: a pipe, a directory, an iommufd. It can be mapped as
-/// long as nobody needs a page of it.
-pub(crate) struct Unpinnable;
-
-impl BackingFile for Unpinnable {
-    fn describe(&self) -> String {
-        "a file without pages".to_owned()
-    }
-
-    fn writable(&self) -> bool {
-        true
-    }
-
-    fn pinnable(&self) -> bool {
-        false
-    }
-
-    fn size(&self) -> u64 {
-        0
-    }
-
-    fn pin(&self, _: u64, _: u64, _: bool) -> Result<Arc<dyn Pin>, Errno> {
-        Err(Errno::EINVAL)
     }
 }

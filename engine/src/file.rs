@@ -5,6 +5,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use crate::Errno;
+use crate::kept::Opens;
 
 /// Names one open of `/dev/iommu`, unique in the life of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,8 +83,20 @@ pub trait EngineFile: Send + Sync {
         None
     }
 
-    /// The last descriptor is closed. Called once.
-    fn release(&self);
+    /// The last descriptor is closed. Called once. It ends, unless an area maps it.
+    fn release(&self) {
+        if self.opens().is_none_or(Opens::close) {
+            self.end();
+        }
+    }
+
+    /// What keeps it open. Nothing for a file of which nobody can see whether it is.
+    fn opens(&self) -> Option<&Opens> {
+        None
+    }
+
+    /// Nothing keeps it open any more. Called once, with no lock held.
+    fn end(&self);
 
     /// For the engine to know its own file again.
     fn as_any(&self) -> &dyn Any;

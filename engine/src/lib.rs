@@ -23,6 +23,7 @@ pub mod inspect;
 pub mod ioas;
 pub mod iopt;
 pub mod kapi;
+pub mod kept;
 pub mod memory;
 pub mod mock;
 pub mod object;

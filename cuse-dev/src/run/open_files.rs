@@ -295,7 +295,7 @@ mod tests {
         fn writable(&self) -> bool {
             true
         }
-        fn release(&self) {
+        fn end(&self) {
             self.1.store(self.0.len(), Ordering::SeqCst);
         }
         fn as_any(&self) -> &dyn Any {

@@ -13,6 +13,7 @@ use crate::Errno;
 use crate::context::Hold;
 use crate::driver::ResponseCode;
 use crate::file::{EngineFile, PollEvents, ReadBuffer, Wake};
+use crate::kept::Opens;
 use crate::object::Use;
 
 use super::{FAULT_SIZE, FaultQueue, RESPONSE_SIZE};
@@ -21,11 +22,16 @@ use super::{FAULT_SIZE, FaultQueue, RESPONSE_SIZE};
 pub(crate) struct FaultFile {
     queue: Arc<FaultQueue>,
     kept: Mutex<Option<(Use<FaultQueue>, Hold)>>,
+    opens: Opens,
 }
 
 impl FaultFile {
     pub(crate) fn new(queue: Use<FaultQueue>, hold: Hold) -> Self {
-        Self { queue: queue.object().clone(), kept: Mutex::new(Some((queue, hold))) }
+        Self {
+            queue: queue.object().clone(),
+            kept: Mutex::new(Some((queue, hold))),
+            opens: Opens::default(),
+        }
     }
 }
 
@@ -110,7 +116,11 @@ impl EngineFile for FaultFile {
         self.queue.watchers.add(wake);
     }
 
-    fn release(&self) {
+    fn opens(&self) -> Option<&Opens> {
+        Some(&self.opens)
+    }
+
+    fn end(&self) {
         self.queue.watchers.clear();
         let kept = self.kept.lock().take();
         if let Some((queue, hold)) = kept {

@@ -15,10 +15,11 @@ use crate::Errno;
 use crate::account::Account;
 use crate::call::Call;
 use crate::caller::CallerFile;
-use crate::dmabuf::{Dmabuf, Unpinnable};
+use crate::dmabuf::Dmabuf;
 use crate::domain::Prot;
 use crate::inject;
 use crate::iopt::Piece;
+use crate::kept::Unpinnable;
 use crate::memory::{AddressSpace, BackingFile, PAGE_SIZE};
 use crate::pages::{Origin, Pages, Source};
 
@@ -80,8 +81,15 @@ pub(crate) fn map_file(call: &Call<'_>, command: &mut iommu_ioas_map_file) -> Re
     command.start.checked_add(command.length - 1).ok_or(Errno::EOVERFLOW)?;
     let file: Arc<dyn BackingFile> = match call.caller.file(command.fd)? {
         CallerFile::Backing(file) => file,
-        CallerFile::Engine(file) => file.backing().unwrap_or_else(|| Arc::new(Unpinnable)),
-        CallerFile::Context(_) | CallerFile::Other => Arc::new(Unpinnable),
+        CallerFile::Engine(file) => match file.backing() {
+            Some(backing) => backing,
+            None => Unpinnable::file(call.context, file),
+        },
+        CallerFile::Context(id) => match call.context.engine().context(id) {
+            Some(mapped) => Unpinnable::context(call.context, &mapped),
+            None => Unpinnable::other(call.context),
+        },
+        CallerFile::Other => Unpinnable::other(call.context),
     };
     command.iova = Mapping {
         call: "IOMMU_IOAS_MAP_FILE",

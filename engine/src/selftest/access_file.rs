@@ -13,6 +13,7 @@ use crate::call::Call;
 use crate::caller::CallerFile;
 use crate::file::EngineFile;
 use crate::kapi::{Access, AccessOps, Lifetime, PinnedPages};
+use crate::kept::Opens;
 use crate::{Errno, inject};
 
 /// An access of the selftest.
@@ -20,6 +21,7 @@ pub(super) struct AccessFile {
     /// Nothing once the file was released.
     access: Mutex<Option<Arc<Access>>>,
     pins: Arc<Mutex<Pins>>,
+    opens: Opens,
 }
 
 /// What is pinned.
@@ -115,7 +117,11 @@ pub(super) fn create(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<()
     let access = Arc::new(Access::create(call.context, ops, Lifetime::HoldsContext)?);
     access.attach(command.id)?;
     list.lock().access = Arc::downgrade(&access);
-    let file = Arc::new(AccessFile { access: Mutex::new(Some(access)), pins: list });
+    let file = Arc::new(AccessFile {
+        access: Mutex::new(Some(access)),
+        pins: list,
+        opens: Opens::default(),
+    });
     let number =
         offset_of!(iommu_test_cmd, body) + offset_of!(iommu_test_create_access, out_access_fd);
     let number_at = call.arg.checked_add(number as u64).ok_or(Errno::EFAULT)?;
@@ -155,7 +161,11 @@ impl EngineFile for AccessFile {
         true
     }
 
-    fn release(&self) {
+    fn opens(&self) -> Option<&Opens> {
+        Some(&self.opens)
+    }
+
+    fn end(&self) {
         let access = self.access.lock().take();
         {
             let mut pins = self.pins.lock();

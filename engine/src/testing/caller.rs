@@ -49,6 +49,7 @@ impl Process for TestProcess {
 }
 
 enum Descriptor {
+    Context(Arc<Context>),
     Engine(Arc<dyn EngineFile>),
     Backing(Arc<dyn BackingFile>),
     Other,
@@ -109,6 +110,11 @@ impl TestCaller {
         self.add(Descriptor::Backing(file))
     }
 
+    /// A descriptor of an iommufd, which its close closes.
+    pub fn open_context(&self, context: &Arc<Context>) -> i32 {
+        self.add(Descriptor::Context(context.clone()))
+    }
+
     /// A descriptor of a pipe.
     pub fn open_other(&self) -> i32 {
         self.add(Descriptor::Other)
@@ -125,8 +131,10 @@ impl TestCaller {
     /// Closes a descriptor.
     pub fn close(&self, fd: i32) {
         let gone = self.files.lock().remove(&fd);
-        if let Some(Descriptor::Engine(file)) = gone {
-            file.release();
+        match gone {
+            Some(Descriptor::Engine(file)) => file.release(),
+            Some(Descriptor::Context(context)) => assert_eq!(context.close(), 0),
+            _ => {}
         }
     }
 
@@ -163,6 +171,7 @@ impl Caller for TestCaller {
 
     fn file(&self, fd: i32) -> Result<CallerFile, Errno> {
         match self.files.lock().get(&fd).ok_or(Errno::EBADF)? {
+            Descriptor::Context(context) => Ok(CallerFile::Context(context.id())),
             Descriptor::Engine(file) => Ok(CallerFile::Engine(file.clone())),
             Descriptor::Backing(file) => Ok(CallerFile::Backing(file.clone())),
             Descriptor::Other => Ok(CallerFile::Other),

@@ -15,6 +15,7 @@ use crate::call::Call;
 use crate::context::Hold;
 use crate::file::{EngineFile, PollEvents, ReadBuffer, Wake};
 use crate::inspect::{Detail, Scope};
+use crate::kept::Opens;
 use crate::object::{Kind, Object, Use};
 use crate::quota::{Resource, Taken};
 use crate::{Errno, inject};
@@ -52,6 +53,7 @@ impl Object for Veventq {
 struct VeventqFile {
     queue: Arc<EventQueue>,
     kept: Mutex<Option<(Use<Veventq>, Hold)>>,
+    opens: Opens,
 }
 
 impl EngineFile for VeventqFile {
@@ -80,7 +82,11 @@ impl EngineFile for VeventqFile {
         self.queue.watchers.add(wake);
     }
 
-    fn release(&self) {
+    fn opens(&self) -> Option<&Opens> {
+        Some(&self.opens)
+    }
+
+    fn end(&self) {
         self.queue.watchers.clear();
         let kept = self.kept.lock().take();
         if let Some((veventq, hold)) = kept {
@@ -124,7 +130,9 @@ pub(crate) fn alloc(call: &Call<'_>, command: &mut iommu_veventq_alloc) -> Resul
     // The descriptor first: its number lies in the same struct, so that the id fits there, too.
     let fd_at = call.arg + offset_of!(iommu_veventq_alloc, out_veventq_fd) as u64;
     let id_at = call.arg + offset_of!(iommu_veventq_alloc, out_veventq_id) as u64;
-    if let Err(error) = call.caller.install(Arc::new(VeventqFile { queue, kept }), fd_at) {
+    if let Err(error) =
+        call.caller.install(Arc::new(VeventqFile { queue, kept, opens: Opens::default() }), fd_at)
+    {
         objects.remove(id);
         return Err(error);
     }
