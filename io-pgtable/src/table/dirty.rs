@@ -94,7 +94,38 @@ impl<F: Format, M: Memory, S: FnMut(u64, u64)> Scan<'_, F, M, S> {
             }
             return Ok(());
         }
-        let (chunks, rest) = tab.words(from..to + 1).as_chunks::<CHUNK>();
+        // A page of several entries may be dirty by one that is not asked for, so the first page and the
+        // last one are looked at as a whole.
+        let (mut from, mut end, mut tail) = (from, to + 1, None);
+        if let Some((entry, _)) = self.several(tab, from) {
+            from = self.page(0, tab, from, entry, super::entry_iova(tab, shift, first, from));
+        }
+        if from > to {
+            return Ok(());
+        }
+        if let Some((entry, start)) = self.several(tab, to) {
+            (end, tail) = (start.max(from), Some(entry));
+        }
+        self.words(tab, first, from, end);
+        if let Some(entry) = tail {
+            self.page(0, tab, to, entry, super::entry_iova(tab, shift, first, to));
+        }
+        Ok(())
+    }
+
+    /// The entry `index` of a table of level 0, and the first one of its page, if that has several.
+    fn several(&self, tab: Tab<'_>, index: usize) -> Option<(u64, usize)> {
+        let entry = tab.load(index);
+        if F::kind(0, entry) != Kind::Leaf {
+            return None;
+        }
+        let count = 1_usize << (F::leaf_lg2(0, entry) - F::shift(0));
+        (count > 1).then_some((entry, index & !(count - 1)))
+    }
+
+    /// Reports what is dirty among entries `from` to `end` of a table of level 0 that holds `first`.
+    fn words(&mut self, tab: Tab<'_>, first: u64, from: usize, end: usize) {
+        let (chunks, rest) = tab.words(from..end).as_chunks::<CHUNK>();
         let (mut begin, mut index) = (from, from);
         for chunk in chunks {
             let (or, and) = sum(chunk);
@@ -105,9 +136,8 @@ impl<F: Format, M: Memory, S: FnMut(u64, u64)> Scan<'_, F, M, S> {
         }
         let (or, and) = sum(rest);
         if F::DIRTY.suspect(or, and) {
-            self.leaves(tab, first, index.max(begin), to + 1);
+            self.leaves(tab, first, index.max(begin), end);
         }
-        Ok(())
     }
 
     /// Reports what is dirty among entries `index` to `end` of a table of level 0 that holds

@@ -82,9 +82,14 @@ pub(crate) fn cut_and_merge<F: Format>(config: Config) {
 
         // A mark goes to all the parts of what was written, and from a part to the whole.
         table.access(base + bytes - 1, RW).unwrap();
+        let tracks = F::DIRTY.mask != 0;
+        // Whichever of its entries hardware marked, the page is dirty wherever a read begins or ends.
+        for part in [base, base + bytes / 2 - small, base + bytes - small] {
+            let expected: &[_] = if tracks { &[(part, small)] } else { &[] };
+            assert_eq!(dirty(&table, part, small, true), expected);
+        }
         table.cut(base + small).unwrap();
         let parts: u64 = dirty(&table, base, bytes, true).iter().map(|(_, len)| len).sum();
-        let tracks = F::DIRTY.mask != 0;
         assert_eq!(parts, if tracks { bytes } else { 0 });
         table.access(base, RW).unwrap();
         table.merge(base, bytes, u64::MAX).unwrap();
