@@ -182,6 +182,12 @@ fn run(command: Command) -> Result<bool, String> {
             for (kind, programs) in &report.explained {
                 println!("known, {programs} programs: {kind}");
             }
+            let (programs, calls) = report.cut_short;
+            if programs > 0 {
+                println!(
+                    "{programs} programs ended at a known difference, {calls} calls before their end"
+                );
+            }
             for (kind, programs) in &report.unexplained {
                 println!("UNEXPLAINED, {programs} programs: {kind}");
             }

@@ -1,6 +1,6 @@
 //! Plays the same programs on two sides and says where they differ.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::coverage::Coverage;
@@ -8,7 +8,7 @@ use super::peer::Peer;
 use super::reply::Reply;
 use super::serve::{Line, Task};
 use super::step::{Call, Step};
-use super::{reproducer, show, shrink};
+use super::{reproducer, rules, show, shrink};
 
 /// Programs in one task.
 const BATCH: u64 = 64;
@@ -56,6 +56,8 @@ pub struct Report {
     pub unexplained: BTreeMap<String, u64>,
     /// The same for those that are known.
     pub explained: BTreeMap<String, u64>,
+    /// Programs that were compared up to a known difference only, and how many calls of them were not.
+    pub cut_short: (u64, u64),
     /// Programs whose difference was gone when they were played again.
     pub unstable: Vec<u64>,
     /// What was reached on both sides.
@@ -75,10 +77,11 @@ fn played(lines: Vec<Line>) -> Result<Played, String> {
         .collect()
 }
 
-/// The first call that differs.
-fn first_difference(left: &Played, right: &Played) -> Option<usize> {
-    let at = left.iter().zip(right).position(|(left, right)| left != right);
-    at.or_else(|| (left.len() != right.len()).then_some(left.len().min(right.len())))
+/// The first call from `from` on that differs.
+fn next_difference(left: &Played, right: &Played, from: usize) -> Option<usize> {
+    let at = left.iter().zip(right).skip(from).position(|(left, right)| left != right);
+    at.map(|at| from + at)
+        .or_else(|| (left.len() != right.len()).then_some(left.len().min(right.len())))
 }
 
 /// The kind of a difference: the call, and how each side's reply differs.
@@ -114,6 +117,14 @@ fn kind(call: &Call, left: &Reply, right: &Reply) -> String {
     format!("{name}: {}, other {}", show::outcome(left.result), parts.join(" and "))
 }
 
+impl Report {
+    fn explain(&mut self, kinds: BTreeSet<String>) {
+        for kind in kinds {
+            *self.explained.entry(kind).or_default() += 1;
+        }
+    }
+}
+
 impl Sides {
     fn both(&mut self, task: &Task) -> Result<(Vec<Line>, Vec<Line>), String> {
         self.left.ask(task)?;
@@ -125,7 +136,7 @@ impl Sides {
     pub fn signature(&mut self, steps: &[Step]) -> Result<Option<String>, String> {
         let (left, right) = self.both(&Task::Program(steps.to_vec()))?;
         let (Ok(left), Ok(right)) = (played(left), played(right)) else { return Ok(None) };
-        let Some(at) = first_difference(&left, &right) else { return Ok(None) };
+        let Some(at) = next_difference(&left, &right, 0) else { return Ok(None) };
         if at + 1 != steps.len() || left.len() != right.len() {
             return Ok(None);
         }
@@ -194,26 +205,54 @@ impl Sides {
                 return Ok(());
             }
         };
-        let Some(at) = first_difference(&left, &right) else {
-            report.unstable.push(seed);
-            tell(&format!("seed {seed}: differed once, and not again"));
-            return Ok(());
+        // Calls whose replies differ as is known, and that left both sides as they were.
+        let mut passed: Vec<usize> = Vec::new();
+        let mut kinds: BTreeSet<String> = BTreeSet::new();
+        let (at, found) = loop {
+            let from = passed.last().map_or(0, |at| at + 1);
+            let Some(at) = next_difference(&left, &right, from) else {
+                if passed.is_empty() {
+                    report.unstable.push(seed);
+                    tell(&format!("seed {seed}: differed once, and not again"));
+                }
+                report.explain(kinds);
+                return Ok(());
+            };
+            let (Some((step, on_left)), Some((other, on_right))) = (left.get(at), right.get(at))
+            else {
+                return Err(format!("seed {seed}: programs of different lengths"));
+            };
+            let found = kind(&step.call, on_left, on_right);
+            let known = plan.known.iter().any(|known| is_like(&found, &known.signature));
+            // What a program does next may hang on what it was answered.
+            let apart = step != other;
+            if known && !apart && rules::leaves_alike(&step.call, on_left, on_right) {
+                passed.push(at);
+                kinds.insert(found);
+            } else if known || apart && !passed.is_empty() {
+                kinds.extend(known.then_some(found));
+                report.cut_short.0 += 1;
+                report.cut_short.1 += (left.len() - at - 1) as u64;
+                report.explain(kinds);
+                return Ok(());
+            } else {
+                report.explain(kinds);
+                break (at, found);
+            }
         };
-        let (Some((step, on_left)), Some((_, on_right))) = (left.get(at), right.get(at)) else {
-            return Err(format!("seed {seed}: programs of different lengths"));
-        };
-        let found = kind(&step.call, on_left, on_right);
-        if plan.known.iter().any(|known| is_like(&found, &known.signature)) {
-            *report.explained.entry(found).or_default() += 1;
-            return Ok(());
-        }
+        let (step, on_left, on_right) = (&left[at].0, &left[at].1, &right[at].1);
         let times = report.unexplained.entry(found.clone()).or_default();
         *times += 1;
         if *times > 1 {
             return Ok(());
         }
         tell(&format!("seed {seed}, call {at}: {found}"));
-        let steps: Vec<Step> = left[..=at].iter().map(|(step, _)| step.clone()).collect();
+        let steps: Vec<Step> = left[..=at]
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| !passed.contains(at))
+            .map(|(_, (step, _))| step.clone())
+            .collect();
         // A difference that needs what a program without a generator does not do would be strange,
         // but shall not be lost.
         if self.signature(&steps)?.as_deref() != Some(&found) {

@@ -6,7 +6,7 @@
 use ioctl_abi::Command;
 use ioctl_abi::iommufd::{IOMMU_IOAS_NOIOMMU_GET_PA, iommu_ioas_noiommu_get_pa};
 use ioctl_abi::layout::AbiStruct;
-use ioctl_abi::selftest::{IOMMU_TEST_CMD, IOMMU_TEST_OP_DMABUF_GET};
+use ioctl_abi::selftest::{IOMMU_TEST_CMD, IOMMU_TEST_OP_DMABUF_GET, IOMMU_TEST_OP_MD_CHECK_REFS};
 
 use super::reply::{Reply, number};
 use super::step::{Argument, Call};
@@ -36,6 +36,22 @@ fn physical(reply: &mut Reply) {
             bytes.copy_from_slice(&rest.to_le_bytes());
         }
     }
+}
+
+/// Whether a call that two sides answered otherwise has left both as they were, so that what follows
+/// can be compared: it failed on both, it read or wrote nothing, or it only looks.
+pub fn leaves_alike(call: &Call, left: &Reply, right: &Reply) -> bool {
+    let only_looks = match call {
+        Call::Poll { .. } => true,
+        Call::Ioctl { .. } => {
+            command(call) == Some((Command::Test, Some(IOMMU_TEST_OP_MD_CHECK_REFS)))
+        }
+        _ => false,
+    };
+    let moves_bytes = matches!(call, Call::Read { .. } | Call::Write { .. });
+    let nothing = |reply: &Reply| !reply.ok() || moves_bytes && reply.result == 0;
+    let same_memory = left.after == right.after && left.seen == right.seen;
+    only_looks || nothing(left) && nothing(right) && same_memory
 }
 
 /// Whether a call may open a descriptor and not return it, so that the machine looks for one:

@@ -1,5 +1,7 @@
 //! Dirty tracking.
 
+use std::mem::offset_of;
+
 use ioctl_abi::Command;
 use ioctl_abi::iommufd::*;
 use ioctl_abi::selftest::*;
@@ -112,8 +114,14 @@ pub(super) fn no_huge_pages(state: &mut State, rng: &mut Rng) -> Option<Made> {
         .set("object_id", ioas)
         .set("op", IOMMU_OPTION_OP_SET as u64)
         .set("val64", 0_u64);
-    Some(draft.call(state).then(move |state, _, _| {
-        if fresh {
+    Some(draft.call(state).then(move |state, reply, _| {
+        // A call that was spoiled may have succeeded otherwise: it asked, or set something else.
+        let done = reply.out(offset_of!(iommu_option, option_id), 4)
+            == u64::from(IOMMU_OPTION_HUGE_PAGES)
+            && reply.out(offset_of!(iommu_option, op), 2) == IOMMU_OPTION_OP_SET as u64
+            && reply.out(offset_of!(iommu_option, object_id), 4) == ioas.literal
+            && reply.out(offset_of!(iommu_option, val64), 8) == 0;
+        if fresh && done {
             state.maps_page_by_page(ioas.literal, true);
         }
     }))

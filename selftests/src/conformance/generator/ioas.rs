@@ -1,5 +1,7 @@
 //! IOASes: maps, copies, unmaps, ranges, options.
 
+use std::mem::offset_of;
+
 use ioctl_abi::Command;
 use ioctl_abi::iommufd::*;
 use ioctl_abi::selftest::*;
@@ -215,8 +217,10 @@ fn option(state: &mut State, rng: &mut Rng) -> Option<Made> {
         .set("op", *rng.pick(&[0_u64, 0, 1, 1, 1, 2]))
         .set("object_id", object)
         .set("val64", *rng.pick(&[0_u64, 0, 1, 1, 2, u64::MAX]));
-    Some(draft.call(state).then(move |state, _, _| {
+    Some(draft.call(state).then(move |state, reply, _| {
         state.maps_page_by_page(object.literal, false);
+        // Whose it was in the end, if the call was spoiled.
+        state.maps_page_by_page(reply.out(offset_of!(iommu_option, object_id), 4), false);
     }))
 }
 
