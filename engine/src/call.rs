@@ -173,6 +173,10 @@ impl Call<'_> {
     /// Whether the bytes `range` after `base` are all zero: `E2BIG` if not, `EFAULT` if they can't
     /// be read.
     fn check_zero(&self, base: u64, range: std::ops::Range<u64>) -> Result<(), Errno> {
+        if range.is_empty() {
+            // As nearly always: nothing is to be made ready for nothing.
+            return Ok(());
+        }
         let mut piece = [0; 4096];
         let mut at = range.start;
         while at < range.end {

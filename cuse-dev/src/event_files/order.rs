@@ -7,10 +7,11 @@
 //! owner only: whoever makes a release slow has to wait for it alone.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use engine::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use parking_lot::{Condvar, Mutex};
 
@@ -108,7 +109,10 @@ impl Order {
 impl State {
     fn note_closes(&mut self, inotify: &Inotify) {
         let close = AddWatchFlags::IN_CLOSE;
-        while let Ok(events) = inotify.read_events() {
+        // Mostly there is nothing, which a look tells for less than a read with its buffer.
+        while has_events(inotify)
+            && let Ok(events) = inotify.read_events()
+        {
             for event in events.iter().filter(|event| event.mask.intersects(close)) {
                 // Released already, else.
                 let Some(&node) = self.nodes.get(&event.wd) else { continue };
@@ -121,10 +125,15 @@ impl State {
     }
 }
 
+fn has_events(inotify: &Inotify) -> bool {
+    let mut look = [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
+    // In doubt the read tells.
+    poll(&mut look, PollTimeout::ZERO) != Ok(0)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::AsFd;
     use std::sync::Arc;
 
     use super::*;
