@@ -241,7 +241,7 @@ fn the_socket_is_its_users_alone() {
     let directory = subject.socket.parent().unwrap();
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
     let program = directory.join("softiommu");
-    std::fs::copy(env!("CARGO_BIN_EXE_softiommu"), &program).unwrap();
+    common::copy_program(env!("CARGO_BIN_EXE_softiommu"), &program);
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65533", "--regid=65533", "--clear-groups"]).arg(program);
     command.arg("show").arg("--control").arg(&subject.socket);

@@ -43,7 +43,8 @@ fn who_is_not_root_is_told_what_that_costs() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let copy = directory.path().join("softiommu");
-    std::fs::copy(PROGRAM, &copy).unwrap();
+    // By another process: a file that this one has open for writing may not be executable yet.
+    assert!(Command::new("cp").arg(PROGRAM).arg(&copy).status().unwrap().success());
     let mut command = Command::new(&copy);
     command.args(["doctor", "--json", "--for", "serve"]).uid(65_534).gid(65_534).current_dir("/");
     let (output, text) = run(&mut command);

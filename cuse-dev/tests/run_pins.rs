@@ -132,7 +132,7 @@ fn a_user_is_limited_at_the_very_page() {
         return;
     }
     let program = place.directory.path().join("softiommu");
-    std::fs::copy(env!("CARGO_BIN_EXE_softiommu"), &program).unwrap();
+    common::copy_program(env!("CARGO_BIN_EXE_softiommu"), &program);
     for trick in ["limited", "held", "counted", "interrupted", "threads"] {
         let mut command = Command::new(&program);
         command.args(["run", "--strict", "--"]).arg(pins(&place)).arg(trick);

@@ -41,7 +41,7 @@ impl User {
         let directory = place.directory.path();
         std::fs::set_permissions(directory, PermissionsExt::from_mode(0o755)).unwrap();
         let program = directory.join("softiommu");
-        std::fs::copy(env!("CARGO_BIN_EXE_softiommu"), &program).unwrap();
+        common::copy_program(env!("CARGO_BIN_EXE_softiommu"), &program);
         std::fs::create_dir(directory.join("dev")).unwrap();
         Some(Self { place, program })
     }

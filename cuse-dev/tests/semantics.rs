@@ -84,7 +84,7 @@ impl Rows for Place {
         let directory = self.directory.path();
         allow(directory, 0o777);
         let program = directory.join("softiommu");
-        std::fs::copy(env!("CARGO_BIN_EXE_softiommu"), &program).unwrap();
+        common::copy_program(env!("CARGO_BIN_EXE_softiommu"), &program);
         // Whatever the umask of who built them.
         allow(&program, 0o755);
         allow(&directory.join("semantics"), 0o755);

@@ -29,7 +29,7 @@ impl Bench {
         }
         let directory = place.directory.path();
         std::fs::set_permissions(directory, PermissionsExt::from_mode(0o755)).unwrap();
-        std::fs::copy(env!("CARGO_BIN_EXE_softiommu"), directory.join("softiommu")).unwrap();
+        common::copy_program(env!("CARGO_BIN_EXE_softiommu"), &directory.join("softiommu"));
         Some(Self { daemon, place })
     }
 

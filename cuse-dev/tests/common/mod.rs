@@ -2,6 +2,7 @@
 //! place that every user can read.
 #![allow(dead_code)] // each test binary uses its part
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -57,6 +58,12 @@ impl Place {
     pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
+}
+
+/// Copies a program that is to be run, by a process of its own: what this one opens for writing, another
+/// thread's new child has open, too, until it executes, and such a file is "busy".
+pub(crate) fn copy_program(from: impl AsRef<OsStr>, to: &Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
 }
 
 /// `softiommu run` with `options`; the program and its arguments follow.

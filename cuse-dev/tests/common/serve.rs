@@ -144,7 +144,7 @@ impl Daemon {
     fn helper(&self) -> PathBuf {
         let file = self.place.get_or_init(place_for_all).path().join("helper");
         if !file.exists() {
-            std::fs::copy(std::env::current_exe().unwrap(), &file).unwrap();
+            super::copy_program(std::env::current_exe().unwrap(), &file);
             std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
         }
         file
