@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use super::compare::{Known, is_like};
 use super::peer::Peer;
 use super::reply::Reply;
+use super::rules;
 use super::serve::{Line, Task};
 use super::show;
 use super::step::Call;
@@ -192,7 +193,7 @@ impl Baseline {
             return Ok(());
         };
         let recorded = meaning(part(kept, at));
-        let (name, now) = (show::name(&step.call), meaning(part(marks, at)));
+        let (name, now) = (rules::kind_name(&step.call), meaning(part(marks, at)));
         let kind = if recorded == now {
             format!("{name}: {now}, other bytes")
         } else {

@@ -94,7 +94,7 @@ fn kind(call: &Call, left: &Reply, right: &Reply) -> String {
     {
         return format!("fork, {}", kind(call, left, right));
     }
-    let name = show::name(call);
+    let name = rules::kind_name(call);
     if left.result != right.result {
         let shown = |reply: &Reply| match reply.errno() {
             Some(errno) => format!("{errno:?}"),

@@ -3,12 +3,20 @@
 //! Everything else counts, byte for byte. Addresses of the caller need no rule: programs live in an
 //! [`arena`](super::arena) that is the same everywhere.
 
+use std::mem::offset_of;
+
 use ioctl_abi::Command;
 use ioctl_abi::iommufd::{IOMMU_IOAS_NOIOMMU_GET_PA, iommu_ioas_noiommu_get_pa};
 use ioctl_abi::layout::AbiStruct;
-use ioctl_abi::selftest::{IOMMU_TEST_CMD, IOMMU_TEST_OP_DMABUF_GET, IOMMU_TEST_OP_MD_CHECK_REFS};
+use ioctl_abi::selftest::{
+    IOMMU_TEST_CMD, IOMMU_TEST_OP_ACCESS_PAGES, IOMMU_TEST_OP_DMABUF_GET,
+    IOMMU_TEST_OP_MD_CHECK_MAP, IOMMU_TEST_OP_MD_CHECK_REFS, iommu_test_access_pages,
+    iommu_test_check_map, iommu_test_check_refs, iommu_test_cmd,
+};
 
+use super::arena::{PAGE, PAGES, READ_ONLY};
 use super::reply::{Reply, number};
+use super::show;
 use super::step::{Argument, Call};
 
 /// Takes out of `reply` what another machine may answer otherwise.
@@ -36,6 +44,28 @@ fn physical(reply: &mut Reply) {
             bytes.copy_from_slice(&rest.to_le_bytes());
         }
     }
+}
+
+/// What a call is called in the kinds of differences: its name, and what it is about where that
+/// decides whether a difference is known.
+pub fn kind_name(call: &Call) -> String {
+    let name = show::name(call);
+    if looks_at_read_only_frames(call) { format!("{name} of read-only memory") } else { name }
+}
+
+/// Whether a call compares the frames that were pinned with those that the caller has now, of the
+/// arena's private memory that can only be read.
+fn looks_at_read_only_frames(call: &Call) -> bool {
+    let Some((Command::Test, Some(op))) = command(call) else { return false };
+    let body = offset_of!(iommu_test_cmd, body);
+    let at = match op {
+        IOMMU_TEST_OP_ACCESS_PAGES => body + offset_of!(iommu_test_access_pages, uptr),
+        IOMMU_TEST_OP_MD_CHECK_MAP => body + offset_of!(iommu_test_check_map, uptr),
+        IOMMU_TEST_OP_MD_CHECK_REFS => body + offset_of!(iommu_test_check_refs, uptr),
+        _ => return false,
+    };
+    let Call::Ioctl { argument: Argument::Struct { bytes, .. }, .. } = call else { return false };
+    (READ_ONLY..READ_ONLY + PAGES * PAGE).contains(&number(bytes, at, 8))
 }
 
 /// Whether a call that two sides answered otherwise has left both as they were, so that what follows
@@ -82,4 +112,53 @@ pub fn command(call: &Call) -> Option<(Command, Option<u32>)> {
         _ => None,
     };
     Some((command, op))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::step::{Place, Value};
+    use super::*;
+
+    fn test_op(op: u32, uptr: u64) -> Call {
+        let mut bytes = vec![0; size_of::<iommu_test_cmd>()];
+        bytes[4..8].copy_from_slice(&op.to_le_bytes());
+        let at = offset_of!(iommu_test_cmd, body) + offset_of!(iommu_test_check_map, uptr);
+        bytes[at..at + 8].copy_from_slice(&uptr.to_le_bytes());
+        let argument = Argument::Struct { bytes, patches: Vec::new(), place: Place::Guarded };
+        let (fd, request) = (Value::from(4_u64), IOMMU_TEST_CMD);
+        Call::Ioctl { fd, request, argument, pokes: Vec::new(), watch: Vec::new() }
+    }
+
+    #[test]
+    fn a_comparison_goes_on_where_nothing_was_done() {
+        let errno = |errno: i32| Reply::of(i64::from(-errno));
+        let read = Call::Read { fd: Value::from(5_u64), at: 0, len: 8 };
+        let (bad, odd) = (errno(libc::EFAULT), errno(libc::ESPIPE));
+        assert!(leaves_alike(&read, &odd, &bad));
+        assert!(leaves_alike(&read, &Reply::of(0), &odd), "nothing was there");
+        assert!(!leaves_alike(&read, &Reply::of(40), &bad), "one took an event");
+        let seen = |byte| Reply { seen: vec![vec![byte]], ..odd.clone() };
+        assert!(!leaves_alike(&read, &seen(1), &seen(2)), "memory differs from now on");
+        let closed = Call::Close { fd: Value::from(5_u64) };
+        assert!(!leaves_alike(&closed, &Reply::of(0), &bad));
+        let refs = test_op(IOMMU_TEST_OP_MD_CHECK_REFS, 0);
+        assert!(leaves_alike(&refs, &Reply::of(0), &errno(libc::EIO)), "it only looks");
+        let pages = test_op(IOMMU_TEST_OP_ACCESS_PAGES, 0);
+        assert!(!leaves_alike(&pages, &Reply::of(0), &errno(libc::EBADE)), "one has pins");
+    }
+
+    #[test]
+    fn the_memory_that_frames_are_compared_of_is_named() {
+        for (uptr, name) in [
+            (READ_ONLY, "IOMMU_TEST_OP_MD_CHECK_MAP of read-only memory"),
+            (READ_ONLY + PAGES * PAGE, "IOMMU_TEST_OP_MD_CHECK_MAP"),
+            (0, "IOMMU_TEST_OP_MD_CHECK_MAP"),
+        ] {
+            assert_eq!(kind_name(&test_op(IOMMU_TEST_OP_MD_CHECK_MAP, uptr)), name);
+        }
+        assert_eq!(
+            kind_name(&test_op(ioctl_abi::selftest::IOMMU_TEST_OP_DIRTY, READ_ONLY)),
+            "IOMMU_TEST_OP_DIRTY"
+        );
+    }
 }
