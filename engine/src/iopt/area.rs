@@ -68,6 +68,16 @@ impl Area {
         (start | self.length(start) | (self.at % PAGE_SIZE)) & (alignment - 1) == 0
     }
 
+    /// Pins `pages` of it for a domain that is to map them.
+    pub(super) fn acquire(&self, pages: Range<u64>) -> Result<(), Errno> {
+        self.pages.acquire(pages).map_err(|error| {
+            // Linux maps what it has pinned before it charges for it, and no IOMMU maps without a
+            // right.
+            let rights = self.prot.intersects(Prot::READ | Prot::WRITE);
+            if error == Errno::ENOMEM && !rights { Errno::EINVAL } else { error }
+        })
+    }
+
     /// Maps it in `domain`, contiguous frames in one go. All or nothing.
     pub(super) fn map(&self, start: u64, domain: &dyn Domain, huge: bool) -> Result<(), Errno> {
         inject::site("area: batch")?;

@@ -88,7 +88,7 @@ impl State {
                 continue;
             }
             let pages = area.all_pages(start);
-            let pinned = if first { area.pages.acquire(pages.clone()) } else { Ok(()) };
+            let pinned = if first { area.acquire(pages.clone()) } else { Ok(()) };
             let mapped = pinned.and_then(|()| {
                 area.map(start, domain, huge).inspect_err(|_| {
                     if first {

@@ -276,12 +276,7 @@ impl State {
             return Ok(());
         }
         let pages = area.all_pages(start);
-        area.pages.acquire(pages.clone()).map_err(|error| {
-            // Linux maps what it has pinned before it charges for it, and no IOMMU maps without a
-            // right.
-            let rights = area.prot.intersects(Prot::READ | Prot::WRITE);
-            if error == Errno::ENOMEM && !rights { Errno::EINVAL } else { error }
-        })?;
+        area.acquire(pages.clone())?;
         for (index, attached) in self.domains.iter().enumerate() {
             if let Err(error) = area.map(start, &*attached.domain, self.huge_pages) {
                 for mapped in &self.domains[..index] {

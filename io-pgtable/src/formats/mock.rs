@@ -17,11 +17,11 @@ impl MockV1 {
         Config { page_sizes: config.page_sizes & ((1 << 37) - 1), ..config }
     }
 
-    /// MOCK_IOMMUPT_HUGE: pages of MOCK_PAGE_SIZE and of MOCK_HUGE_PAGE_SIZE. The dirty tests count on
+    /// MOCK_IOMMUPT_HUGE: pages of 4 KiB, of two entries, and of MOCK_HUGE_PAGE_SIZE. The dirty tests count on
     /// a 2 MiB page being two.
     pub fn huge_pages() -> Config {
         Config {
-            page_sizes: 1 << Self::GRANULE_LG2 | 1 << (Self::GRANULE_LG2 + 9),
+            page_sizes: 1 << (Self::GRANULE_LG2 + 1) | 1 << (Self::GRANULE_LG2 + 9),
             ..Self::config()
         }
     }

@@ -1,10 +1,13 @@
 //! Mock devices, HWPTs, PASIDs, and what the selftest checks of them.
 
+use std::mem::offset_of;
+
 use ioctl_abi::Command;
 use ioctl_abi::iommufd::*;
 use ioctl_abi::selftest::*;
 
 use super::super::arena::BUFFER;
+use super::super::reply::Reply;
 use super::super::rng::Rng;
 use super::super::step::Value;
 use super::draft::{Draft, half_words};
@@ -232,13 +235,21 @@ fn pasid_table(state: &State, rng: &mut Rng) -> Option<Value> {
     }
 }
 
+/// The PASID that a call attached or detached, which may have been spoiled: its context, mock device
+/// and number.
+fn attachment(state: &State, reply: &Reply) -> (usize, u64, u32) {
+    let pasid = offset_of!(iommu_test_cmd, body) + offset_of!(iommu_test_pasid_attach, pasid);
+    let device = reply.out(offset_of!(iommu_test_cmd, id), 4);
+    (state.context, device, reply.out(pasid, 4) as u32)
+}
+
 fn pasid_attach(state: &mut State, rng: &mut Rng) -> Option<Made> {
     let (device, pasid) = (with_pasids(state, rng)?.id, pasid(rng));
     let call = Draft::test(IOMMU_TEST_OP_PASID_ATTACH, device)
         .set("pasid", pasid)
         .set("pt_id", pasid_table(state, rng)?)
         .call(state);
-    Some(call.then(move |state, _, _| state.pasids.push((state.context, device.literal, pasid))))
+    Some(call.then(move |state, reply, _| state.pasids.push(attachment(state, reply))))
 }
 
 fn pasid_replace(state: &mut State, rng: &mut Rng) -> Option<Made> {
@@ -261,9 +272,11 @@ fn pasid_detach(state: &mut State, rng: &mut Rng) -> Option<Made> {
         _ => (with_pasids(state, rng)?.id, pasid(rng)),
     };
     let call = Draft::test(IOMMU_TEST_OP_PASID_DETACH, device).set("pasid", pasid).call(state);
-    Some(call.then(move |state, _, _| {
-        let gone = (state.context, device.literal, pasid);
-        state.pasids.retain(|attached| *attached != gone);
+    Some(call.then(move |state, reply, _| {
+        let gone = attachment(state, reply);
+        let detached =
+            reply.out(offset_of!(iommu_test_cmd, op), 4) == u64::from(IOMMU_TEST_OP_PASID_DETACH);
+        state.pasids.retain(|attached| !detached || *attached != gone);
     }))
 }
 
