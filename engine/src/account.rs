@@ -236,11 +236,6 @@ impl Account {
         })
     }
 
-    /// The mm that pays.
-    pub(crate) fn mm_id(&self) -> MmId {
-        self.mm_id
-    }
-
     /// The process that pays.
     pub(crate) fn process(&self) -> &Arc<dyn Process> {
         &self.process

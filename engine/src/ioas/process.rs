@@ -6,9 +6,7 @@ use ioctl_abi::iommufd::iommu_ioas_change_process;
 
 use crate::Errno;
 use crate::call::Call;
-use crate::caller::Process;
 use crate::inject;
-use crate::memory::MmId;
 use crate::pages::Pages;
 
 /// `IOMMU_IOAS_CHANGE_PROCESS`. All mappings of the context must be of files (`EINVAL`); the new
@@ -30,19 +28,12 @@ pub(crate) fn change_process(
         return Err(Errno::EINVAL);
     }
     let accounts = call.context.engine().accounts();
-    let mut changed: Vec<(&Arc<Pages>, MmId, Arc<dyn Process>)> = Vec::new();
     let (mm, process) = (call.memory.id(), call.caller.process());
-    for pages in &all {
-        let (old_mm, old_process) = pages.payer();
-        if let Err(error) = pages.change_process(accounts, mm, &process) {
-            for (pages, mm, process) in changed {
-                // They paid until a moment ago. If their limit fell meanwhile, the new ones keep
-                // paying for these pages.
-                pages.change_process(accounts, mm, &process).ok();
-            }
-            return Err(error);
-        }
-        changed.push((pages, old_mm, old_process));
-    }
+    // All is charged before anything is given back, so that a user pays twice for a moment.
+    let charges = all
+        .iter()
+        .map(|pages| pages.charge_anew(accounts, mm, &process))
+        .collect::<Result<Vec<_>, Errno>>()?;
+    all.iter().zip(charges).for_each(|(pages, charge)| pages.pay(charge));
     Ok(())
 }

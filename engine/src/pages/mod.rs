@@ -75,6 +75,18 @@ pub(crate) struct PinnedRun {
     pub(crate) since: Instant,
 }
 
+/// A charge for pages that somebody else pays for, too.
+pub(crate) struct Charge {
+    account: Arc<Account>,
+    pages: u64,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.account.uncharge(self.pages);
+    }
+}
+
 impl Pages {
     /// `count` pages, of which none is pinned. `writable` asks for pins that devices may write to.
     pub(crate) fn new(
@@ -310,29 +322,30 @@ impl Pages {
         matches!(self.source, Source::File { .. })
     }
 
-    /// Lets `process` (with memory `mm`) pay for what is pinned. `ENOMEM` past its limit.
-    pub(crate) fn change_process(
+    /// Charges `process` (with memory `mm`) for what is pinned, beside who pays now. `ENOMEM` past its
+    /// limit. What comes of it goes to [`Pages::pay`] or is dropped, which takes the charge back.
+    pub(crate) fn charge_anew(
         &self,
         accounts: &Accounts,
         mm: MmId,
         process: &Arc<dyn Process>,
-    ) -> Result<(), Errno> {
-        let mut state = self.state.lock();
+    ) -> Result<Charge, Errno> {
+        let state = self.state.lock();
         let pinned: u64 = state.runs.overlapping(&(0..self.count)).map(|(_, run)| run.length).sum();
-        let new = state.account.for_process(accounts, mm, process.clone());
+        let account = state.account.for_process(accounts, mm, process.clone());
         // Who is past a limit already may still pay for nothing.
-        if pinned > 0 && !new.same(&state.account) {
-            new.charge(pinned)?;
-            state.account.uncharge(pinned);
+        let pages = if account.same(&state.account) { 0 } else { pinned };
+        if pages > 0 {
+            account.charge(pages)?;
         }
-        state.account = new;
-        Ok(())
+        Ok(Charge { account, pages })
     }
 
-    /// The mm and process that pay.
-    pub(crate) fn payer(&self) -> (MmId, Arc<dyn Process>) {
-        let state = self.state.lock();
-        (state.account.mm_id(), state.account.process().clone())
+    /// Lets whom `charge` charged pay from now on, and who paid go.
+    pub(crate) fn pay(&self, mut charge: Charge) {
+        let mut state = self.state.lock();
+        state.account.uncharge(std::mem::take(&mut charge.pages));
+        state.account = charge.account.clone();
     }
 
     fn pin(&self, pages: &Range<u64>, account: &Account, users: u32) -> Result<Run, Errno> {

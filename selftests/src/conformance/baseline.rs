@@ -14,7 +14,7 @@ use super::reply::Reply;
 use super::rules;
 use super::serve::{Line, Task};
 use super::show;
-use super::step::Call;
+use super::step::{Call, Step};
 
 /// Letters of a mark.
 pub const MARK: usize = 4;
@@ -188,12 +188,19 @@ impl Baseline {
     ) -> Result<(), String> {
         let at = (0..).find(|at| part(kept, *at) != part(marks, *at)).unwrap_or(0);
         let played = peer.done(&Task::Transcript { seed, calls: self.calls })?;
-        let Some(Line::Played { step, reply }) = played.get(at) else {
+        let played: Vec<(Step, Reply)> = played
+            .into_iter()
+            .map_while(|line| match line {
+                Line::Played { step, reply } => Some((step, reply)),
+                _ => None,
+            })
+            .collect();
+        let Some((step, reply)) = played.get(at) else {
             checked.wrong.push(format!("seed {seed}, call {at}: lost when played again"));
             return Ok(());
         };
         let recorded = meaning(part(kept, at));
-        let (name, now) = (rules::kind_name(&step.call), meaning(part(marks, at)));
+        let (name, now) = (rules::kind_name(&played[..at], &step.call), meaning(part(marks, at)));
         let kind = if recorded == now {
             format!("{name}: {now}, other bytes")
         } else {

@@ -14,10 +14,10 @@ use ioctl_abi::selftest::{
     iommu_test_check_map, iommu_test_check_refs, iommu_test_cmd,
 };
 
-use super::arena::{PAGE, PAGES, READ_ONLY};
+use super::arena::{PAGE, PAGES, PRIVATE, READ_ONLY};
 use super::reply::{Reply, number};
 use super::show;
-use super::step::{Argument, Call};
+use super::step::{Argument, Call, Step};
 
 /// Takes out of `reply` what another machine may answer otherwise.
 pub fn apply(call: &Call, reply: &mut Reply) {
@@ -47,25 +47,44 @@ fn physical(reply: &mut Reply) {
 }
 
 /// What a call is called in the kinds of differences: its name, and what it is about where that
-/// decides whether a difference is known.
-pub fn kind_name(call: &Call) -> String {
+/// decides whether a difference is known. `before` is what was played up to it.
+pub fn kind_name(before: &[(Step, Reply)], call: &Call) -> String {
     let name = show::name(call);
-    if looks_at_read_only_frames(call) { format!("{name} of read-only memory") } else { name }
+    let read_only = frames_of(call).is_some_and(|address| is_read_only(before, address));
+    if read_only { format!("{name} of read-only memory") } else { name }
 }
 
-/// Whether a call compares the frames that were pinned with those that the caller has now, of the
-/// arena's private memory that can only be read.
-fn looks_at_read_only_frames(call: &Call) -> bool {
-    let Some((Command::Test, Some(op))) = command(call) else { return false };
-    let body = offset_of!(iommu_test_cmd, body);
+/// The address of a call that compares the frames that were pinned with those that the caller has now.
+fn frames_of(call: &Call) -> Option<u64> {
+    let Some((Command::Test, Some(op))) = command(call) else { return None };
     let at = match op {
-        IOMMU_TEST_OP_ACCESS_PAGES => body + offset_of!(iommu_test_access_pages, uptr),
-        IOMMU_TEST_OP_MD_CHECK_MAP => body + offset_of!(iommu_test_check_map, uptr),
-        IOMMU_TEST_OP_MD_CHECK_REFS => body + offset_of!(iommu_test_check_refs, uptr),
-        _ => return false,
+        IOMMU_TEST_OP_ACCESS_PAGES => offset_of!(iommu_test_access_pages, uptr),
+        IOMMU_TEST_OP_MD_CHECK_MAP => offset_of!(iommu_test_check_map, uptr),
+        IOMMU_TEST_OP_MD_CHECK_REFS => offset_of!(iommu_test_check_refs, uptr),
+        _ => return None,
     };
-    let Call::Ioctl { argument: Argument::Struct { bytes, .. }, .. } = call else { return false };
-    (READ_ONLY..READ_ONLY + PAGES * PAGE).contains(&number(bytes, at, 8))
+    let Call::Ioctl { argument: Argument::Struct { bytes, .. }, .. } = call else { return None };
+    Some(number(bytes, offset_of!(iommu_test_cmd, body) + at, 8))
+}
+
+/// Whether there is private memory at `address` that can only be read.
+fn is_read_only(before: &[(Step, Reply)], address: u64) -> bool {
+    let within = |at: u64, len: u64| address.wrapping_sub(at) < len;
+    let mut read_only = within(READ_ONLY, PAGES * PAGE);
+    let mut private = read_only || within(PRIVATE, PAGES * PAGE);
+    for (step, _) in before.iter().filter(|(_, reply)| reply.ok()) {
+        match &step.call {
+            Call::Mmap { at, len, prot, flags, .. } if within(*at, *len) => {
+                private = flags & libc::MAP_PRIVATE != 0;
+                read_only = prot & libc::PROT_WRITE == 0;
+            }
+            Call::Protect { range, prot } if within(range.at, range.len) => {
+                read_only = prot & libc::PROT_WRITE == 0;
+            }
+            _ => {}
+        }
+    }
+    private && read_only
 }
 
 /// Whether a call that two sides answered otherwise has left both as they were, so that what follows
@@ -116,7 +135,9 @@ pub fn command(call: &Call) -> Option<(Command, Option<u32>)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::step::{Place, Value};
+    use ioctl_abi::selftest::IOMMU_TEST_OP_DIRTY;
+
+    use super::super::step::{Place, Range, Value};
     use super::*;
 
     fn test_op(op: u32, uptr: u64) -> Call {
@@ -149,16 +170,18 @@ mod tests {
 
     #[test]
     fn the_memory_that_frames_are_compared_of_is_named() {
-        for (uptr, name) in [
-            (READ_ONLY, "IOMMU_TEST_OP_MD_CHECK_MAP of read-only memory"),
-            (READ_ONLY + PAGES * PAGE, "IOMMU_TEST_OP_MD_CHECK_MAP"),
-            (0, "IOMMU_TEST_OP_MD_CHECK_MAP"),
-        ] {
-            assert_eq!(kind_name(&test_op(IOMMU_TEST_OP_MD_CHECK_MAP, uptr)), name);
-        }
-        assert_eq!(
-            kind_name(&test_op(ioctl_abi::selftest::IOMMU_TEST_OP_DIRTY, READ_ONLY)),
-            "IOMMU_TEST_OP_DIRTY"
-        );
+        let check = |uptr| test_op(IOMMU_TEST_OP_MD_CHECK_MAP, uptr);
+        let name = "IOMMU_TEST_OP_MD_CHECK_MAP";
+        let read_only = "IOMMU_TEST_OP_MD_CHECK_MAP of read-only memory";
+        assert_eq!(kind_name(&[], &check(READ_ONLY)), read_only);
+        assert_eq!(kind_name(&[], &check(PRIVATE)), name);
+        assert_eq!(kind_name(&[], &test_op(IOMMU_TEST_OP_DIRTY, READ_ONLY)), "IOMMU_TEST_OP_DIRTY");
+        let protected = |prot, result| {
+            let range = Range { at: PRIVATE, len: PAGE };
+            (Step { number: 0, call: Call::Protect { range, prot } }, Reply::of(result))
+        };
+        let before = [protected(libc::PROT_READ, 0), protected(libc::PROT_WRITE, -1)];
+        assert_eq!(kind_name(&before, &check(PRIVATE)), read_only);
+        assert_eq!(kind_name(&before, &check(PRIVATE + PAGE)), name);
     }
 }
