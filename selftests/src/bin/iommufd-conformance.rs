@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::io::{BufReader, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use softiommu_selftests::conformance::baseline::Baseline;
@@ -80,6 +80,9 @@ enum Command {
         side: String,
         #[command(flatten)]
         seeds: Seeds,
+        /// Stops after so many minutes.
+        #[arg(long)]
+        minutes: Option<f64>,
     },
     /// Ends what serves a side.
     Quit {
@@ -115,6 +118,9 @@ enum Command {
         last: u64,
     },
 }
+
+/// Programs on threads in one task: what is wrong with them is said after each.
+const THREADS_AT_ONCE: usize = 64;
 
 #[derive(Args)]
 struct Seeds {
@@ -211,23 +217,31 @@ fn run(command: Command) -> Result<bool, String> {
             }
             Ok(true)
         }
-        Command::Threads { side, seeds } => {
-            let (first, last) = (seeds.seed, seeds.seed + seeds.programs - 1);
-            let task = Task::Threads { first, last, calls: seeds.calls };
+        Command::Threads { side, seeds, minutes } => {
+            let (begin, limit) =
+                (Instant::now(), minutes.map(|m| Duration::from_secs_f64(m * 60.)));
             let (mut programs, mut bad) = (0, 0);
-            for line in Peer::open(&side)?.done(&task)? {
-                programs += 1;
-                match line {
-                    Line::Threads { wrong: None, .. } => {}
-                    Line::Threads { seed, wrong: Some(wrong) } => {
-                        bad += 1;
-                        println!("seed {seed}: {wrong}");
+            let mut peer = Peer::open(&side)?;
+            let end = seeds.seed + seeds.programs;
+            for first in (seeds.seed..end).step_by(THREADS_AT_ONCE) {
+                if limit.is_some_and(|limit| begin.elapsed() > limit) {
+                    break;
+                }
+                let last = (first + THREADS_AT_ONCE as u64).min(end) - 1;
+                for line in peer.done(&Task::Threads { first, last, calls: seeds.calls })? {
+                    programs += 1;
+                    match line {
+                        Line::Threads { wrong: None, .. } => {}
+                        Line::Threads { seed, wrong: Some(wrong) } => {
+                            bad += 1;
+                            println!("seed {seed}: {wrong}");
+                        }
+                        Line::Lost { seed, why } => {
+                            bad += 1;
+                            println!("seed {}: {why}", seed.unwrap_or(0));
+                        }
+                        _ => programs -= 1,
                     }
-                    Line::Lost { seed, why } => {
-                        bad += 1;
-                        println!("seed {}: {why}", seed.unwrap_or(0));
-                    }
-                    _ => programs -= 1,
                 }
             }
             println!("{programs} programs on threads, {bad} bad ends");

@@ -12,13 +12,13 @@ use ioctl_abi::iommufd::*;
 use ioctl_abi::selftest::*;
 use zerocopy::IntoBytes;
 
-use super::arena::{FILE, PAGE, PAGES, PRIVATE, SHARED};
+use super::arena::{DEVICE, FILE, PAGE, PAGES, PRIVATE, SHARED};
 use super::generator::Generator;
 use super::machine::{Device, Machine};
 use super::reply::{Reply, number};
 use super::rules;
 use super::serve::Line;
-use super::step::{Argument, Call, Place, Step, Value};
+use super::step::{Argument, Call, Place, Range, Step, Value};
 
 /// Threads that call at once.
 const THREADS: u32 = 3;
@@ -129,6 +129,8 @@ fn end(machine: &mut Machine, played: &[(Step, Reply)]) -> Result<(), String> {
         .filter(|(step, reply)| matches!(step.call, Call::Open { .. }) && reply.ok())
         .map(|(_, reply)| reply.result as u64)
         .collect();
+    // What is mapped of an iommufd holds objects, too.
+    call(machine, Call::Munmap(Range { at: DEVICE, len: 16 * PAGE }));
     // Accesses and event queues hold objects: their descriptors go first, whoever has them.
     for fd in 4..super::machine::OWN_DESCRIPTORS {
         if !contexts.contains(&fd.into()) {

@@ -259,7 +259,12 @@ fn map_offer(state: &mut State, rng: &mut Rng) -> Option<Made> {
     let call = Call::Mmap {
         fd: state.context(),
         at: DEVICE,
-        len: if rng.chance(80) { length } else { *rng.pick(&[PAGE, 4 * PAGE, 3 * PAGE]) },
+        // What it says may be another thread's data.
+        len: if rng.chance(80) {
+            length.min(4 * PAGE)
+        } else {
+            *rng.pick(&[PAGE, 4 * PAGE, 3 * PAGE])
+        },
         prot: protection,
         flags: if rng.chance(90) { libc::MAP_SHARED } else { libc::MAP_PRIVATE },
         offset,
