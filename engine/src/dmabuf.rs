@@ -49,12 +49,12 @@ impl Dmabuf {
     }
 
     /// Takes the buffer back, or allows it to be mapped again. Once this returns no domain
-    /// translates to it. Must not be called with the lock of an IOAS held.
+    /// translates to it, in either case: what mapped it before is told that it has moved. Must not be called with the lock of an IOAS held.
     pub fn revoke(self: &Arc<Self>, revoked: bool) {
         let importers = {
             let mut state = self.state.lock();
             state.revoked = revoked;
-            if revoked { std::mem::take(&mut state.importers) } else { Vec::new() }
+            std::mem::take(&mut state.importers)
         };
         for ioas in importers.iter().filter_map(Weak::upgrade) {
             ioas.revoke(self);

@@ -140,6 +140,7 @@ fn end(machine: &mut Machine, played: &[(Step, Reply)]) -> Result<(), String> {
     for &fd in &contexts {
         // What cannot be destroyed yet is tried again, as long as anything else goes.
         let mut busy: Vec<u32> = (1..IDS).collect();
+        let mut unmapped = false;
         loop {
             let mut destroyed = false;
             busy.retain(|&id| {
@@ -149,8 +150,17 @@ fn end(machine: &mut Machine, played: &[(Step, Reply)]) -> Result<(), String> {
                 let gone = [nix::errno::Errno::ENOENT, nix::errno::Errno::EBADF];
                 reply.errno().is_some_and(|errno| !gone.contains(&errno))
             });
-            if !destroyed {
+            if !destroyed && unmapped {
                 break;
+            }
+            if !destroyed {
+                // An area keeps the file that it maps: that of an access, perhaps, which is attached to
+                // this very IOAS.
+                unmapped = true;
+                for &ioas_id in &busy {
+                    let all = iommu_ioas_unmap { size: 24, ioas_id, iova: 0, length: u64::MAX };
+                    call(machine, command(fd, Command::IoasUnmap, all.as_bytes()));
+                }
             }
         }
         if !busy.is_empty() {
