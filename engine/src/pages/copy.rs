@@ -84,9 +84,12 @@ impl Pages {
         }
     }
 
-    /// Copies at byte `at`. Pinned pages are reached through their pin; others through the mm, or
-    /// by pinning a file's for as long as it takes.
+    /// Copies at byte `at`. Pinned pages are reached through their pin; others through the mm. Of a
+    /// file, which may end before, all are pinned before the first byte is copied.
     pub(crate) fn copy(&self, at: u64, transfer: Transfer<'_>) -> Result<(), Errno> {
+        if let Source::File { .. } = self.source {
+            return self.copy_by_pin(at, transfer);
+        }
         inject::site("pages: copy")?;
         let pinned = self.pieces(&touched(at, transfer.length()));
         self.copy_by_pins(at, transfer, &pinned)
