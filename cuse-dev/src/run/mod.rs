@@ -17,7 +17,7 @@
 //! | asks for faults | [`fail_nth`] and [`debugfs`] stand for the kernel's files |
 //!
 //! With the node of a daemon in place of an engine, less is to be done: [`via`].
-//! [`trace`] shows each ioctl to who asks for it.
+//! [`trace`](crate::trace) shows each ioctl to who asks for it.
 //! [`control`] answers who asks from outside. [`front`] tells which processes there are, and why.
 
 mod arch;
