@@ -58,12 +58,14 @@ impl OpenContext {
         Ok(())
     }
 
-    /// Lets go what callers have unmapped since. A mapping leaves no trace when it goes, so this
-    /// looks through the mappings of all processes: for the rare call that wants to know.
-    pub(crate) fn forget_unmapped(&self) {
+    /// Lets go what callers have unmapped since, and answers whether that was anything. A mapping
+    /// leaves no trace when it goes, so this looks through the mappings of all processes: for the rare
+    /// call that has to know.
+    pub(crate) fn forget_unmapped(&self) -> bool {
         let mut mappings = self.mappings.lock();
-        if mappings.is_empty() {
-            return;
+        let before = mappings.len();
+        if before == 0 {
+            return false;
         }
         let live = mapped_regions(self.memfd.inode());
         mappings.retain(|(region, _)| {
@@ -71,6 +73,7 @@ impl OpenContext {
                 l.offset < region.offset + region.length && region.offset < l.offset + l.length
             })
         });
+        mappings.len() < before
     }
 
     /// Nobody can have it open any more. Answers how many objects would not go.

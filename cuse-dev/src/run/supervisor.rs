@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use engine::file::{EngineFile, ReadBuffer};
 use engine::{Engine, Errno};
+use ioctl_abi::command::iommufd::IOMMU_DESTROY;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::arch::Call;
@@ -333,9 +334,6 @@ impl Supervisor {
                 return Answer::Again;
             }
         }
-        if call.args[1] as u32 == ioctl_abi::command::iommufd::IOMMU_DESTROY {
-            open.forget_unmapped();
-        }
         let result = self.fail_nth.around(call.tid, || self.command(call, &process, &open));
         // Before the answer: the caller's next close may be the last one.
         drop(file);
@@ -363,7 +361,12 @@ impl Supervisor {
         let (command, argument) = (call.args[1] as u32, call.args[2]);
         let what = trace::Call { tid: call.tid, context: open.context.id().0, command, argument };
         trace::around(what, &*process.memory(), || {
-            let result = open.context.ioctl(&caller, command, argument)?;
+            let answer = || open.context.ioctl(&caller, command, argument);
+            let result = match answer() {
+                // What is in use may be so by a mapping that is gone.
+                Err(Errno::EBUSY) if command == IOMMU_DESTROY && open.forget_unmapped() => answer(),
+                result => result,
+            }?;
             Ok(caller.installed().map_or(result, i64::from))
         })
     }

@@ -173,12 +173,17 @@ impl Pages {
         }
         inject::site("pages: pinned ranges")?;
         let mut pinned = Vec::new();
-        for hole in runs.holes(&pages) {
-            match self.pin(&hole, account, 0) {
+        let holes = runs.holes(&pages);
+        for (index, hole) in holes.iter().enumerate() {
+            match self.pin(hole, account, 0) {
                 Ok(run) => pinned.push((hole.start, run)),
                 Err(error) => {
                     for (_, run) in pinned {
                         let_go(&run, account);
+                    }
+                    if error == Errno::ENOMEM {
+                        // A bad page behind the limit is met before it, too.
+                        holes[index + 1..].iter().try_for_each(|hole| self.probe(hole))?;
                     }
                     return Err(error);
                 }
