@@ -321,5 +321,11 @@ fn stopping_answers_everyone() {
     server.stop();
     assert_eq!(reader.join().unwrap(), Err(Errno::ENODEV));
     drop((server, mount));
-    assert_eq!(ioctl(&file, COUNT, 0), Err(Errno::ENOTCONN));
+    // The session ends with the last thread that holds its descriptor, which may be a moment later:
+    // what is asked until then is aborted.
+    let answer = ioctl(&file, COUNT, 0);
+    assert!(matches!(answer, Err(Errno::ENOTCONN | Errno::ECONNABORTED)), "{answer:?}");
+    if answer != Err(Errno::ENOTCONN) {
+        assert_eq!(ioctl(&file, COUNT, 0), Err(Errno::ENOTCONN));
+    }
 }
