@@ -49,7 +49,8 @@ impl Dmabuf {
     }
 
     /// Takes the buffer back, or allows it to be mapped again. Once this returns no domain
-    /// translates to it, in either case: what mapped it before is told that it has moved. Must not be called with the lock of an IOAS held.
+    /// translates to it, in either case: what mapped it before is told that it has moved. Must not be
+    /// called with the lock of an IOAS held.
     pub fn revoke(self: &Arc<Self>, revoked: bool) {
         let importers = {
             let mut state = self.state.lock();

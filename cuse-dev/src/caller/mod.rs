@@ -9,7 +9,6 @@ pub(crate) mod copying;
 mod deaths;
 pub(crate) mod sys;
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -31,11 +30,6 @@ const CAP_SYS_RESOURCE: u32 = 24;
 /// The inode of the initial user namespace (`PROC_USER_INIT_INO`).
 const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
 
-thread_local! {
-    /// [`CallerProcess::serial`] of the process whose call this thread answers, or answered last.
-    static CALLING: Cell<u64> = const { Cell::new(0) };
-}
-
 /// The processes that called so far.
 pub struct Callers {
     host: Arc<Host>,
@@ -47,8 +41,6 @@ pub struct Callers {
 
 /// A process that calls, with the mm it has.
 pub struct CallerProcess {
-    /// From 1; no other one has it.
-    serial: u64,
     pid: u32,
     pidfd: OwnedFd,
     memory: Arc<ProcessMemory>,
@@ -84,7 +76,7 @@ impl Callers {
         if let Some(known) = known
             && known.is_of(tid)
         {
-            known.called_by(tid);
+            known.memory.called_by(tid);
             return Ok(known);
         }
         let pid = thread_group(tid)?;
@@ -117,7 +109,7 @@ impl Callers {
             }
         };
         threads.insert(tid, process.clone());
-        process.called_by(tid);
+        process.memory.called_by(tid);
         Ok(process)
     }
 }
@@ -134,9 +126,7 @@ impl CallerProcess {
             None => Arc::new(ProcessMemory::open(host, pid, tid)?),
         };
         let namespace = std::fs::metadata(format!("/proc/{pid}/ns/user"));
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         let process = Self {
-            serial: NEXT.fetch_add(1, Ordering::Relaxed),
             pid,
             pidfd: sys::pidfd_open(pid)?,
             memory,
@@ -154,19 +144,6 @@ impl CallerProcess {
         if self.pid == self.memory.pid() {
             self.memory.leave();
         }
-    }
-
-    /// Its thread `tid` is now calling, and this thread answers.
-    fn called_by(&self, tid: u32) {
-        CALLING.set(self.serial);
-        self.memory.called_by(tid);
-    }
-
-    /// Whether what was just asked by the process's number was asked of this process. One that waits
-    /// for this thread's answer has its number still.
-    fn is_there(&self) -> bool {
-        let waits = CALLING.get() == self.serial && copying::still_there().is_ok();
-        waits || sys::alive(self.pidfd.as_fd())
     }
 
     /// Whether `tid` is a thread of this very process, and has the mm that is kept here.
@@ -242,7 +219,7 @@ impl Process for CallerProcess {
 
     fn memlock_limit(&self) -> u64 {
         if let Ok(limit) = sys::memlock_limit(self.pid)
-            && self.is_there()
+            && sys::alive(self.pidfd.as_fd())
         {
             self.memlock.store(limit, Ordering::Relaxed);
         }
@@ -262,7 +239,7 @@ impl Process for CallerProcess {
         }
         self.initial_namespace
             && sys::effective_capability(self.pid, number).unwrap_or(false)
-            && self.is_there()
+            && sys::alive(self.pidfd.as_fd())
     }
 }
 

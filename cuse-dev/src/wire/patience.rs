@@ -3,8 +3,9 @@
 //! A caller that calls again at once meets a reader that went to sleep meanwhile, mostly on another
 //! processor, and waking that takes longer than the call itself. So the reader keeps looking while
 //! that pays off. Where it does not, because callers come seldom, or share the reader's processor,
-//! or are so many that a request is always there, it looks ever more rarely: the most that is lost
-//! is [`LOOK`] in [`SELDOM`] requests, and nobody who waits for requests looks for them.
+//! or are so many that a request is always there, it looks ever more rarely, down to once in
+//! [`SELDOM`] requests. A look ends after [`LOOK`], and the reader sleeps: an idle server uses no
+//! processor.
 
 use std::time::{Duration, Instant};
 

@@ -137,7 +137,6 @@ mod tests {
 
     use super::*;
     use crate::wire::channel::Channel;
-
     use crate::wire::proto::{InHeader, OutHeader, ReleaseIn, opcode};
     use crate::wire::{Attributes, Header, Opened, Options, Server};
 

@@ -31,21 +31,29 @@ static void row_fork(enum kind kind)
     BOTH_WAYS(at, IOVA);
 }
 
+/* A child that shares the pages, and when a byte comes through `go` still sees what was there. */
+static pid_t sharing_child(const char *at, size_t pages, size_t size, int go[2])
+{
+    char byte;
+    CHECK(pipe(go) == 0);
+    pid_t child = forked();
+    if (child == 0) {
+        CHECK(read(go[0], &byte, 1) == 1);
+        for (size_t page = 0; page < pages; page++)
+            CHECK(at[page * size] == 'a');
+        _exit(0);
+    }
+    return child;
+}
+
 /* Mapped while a child shares the pages: a device that may write gets the parent's own. */
 static void row_cow(enum kind kind)
 {
     size_t size = unit(kind);
     char *at = memory(kind, 2);
     int go[2];
-    char byte;
     begin();
-    CHECK(pipe(go) == 0);
-    pid_t child = forked();
-    if (child == 0) {
-        CHECK(read(go[0], &byte, 1) == 1);
-        CHECK(at[0] == 'a' && at[size] == 'a');
-        _exit(0);
-    }
+    pid_t child = sharing_child(at, 2, size, go);
     map(at, 2 * size);
     BOTH_WAYS(at, IOVA);
     PUTS(IOVA + size, 'q');
@@ -60,15 +68,8 @@ static void row_cow_read(enum kind kind)
 {
     char *at = memory(kind, 2);
     int go[2];
-    char byte;
     begin();
-    CHECK(pipe(go) == 0);
-    pid_t child = forked();
-    if (child == 0) {
-        CHECK(read(go[0], &byte, 1) == 1);
-        CHECK(at[0] == 'a');
-        _exit(0);
-    }
+    pid_t child = sharing_child(at, 1, PAGE, go);
     CHECK(try_map_here(at, 2 * unit(kind), READABLE) == 0);
     at[0] = 'p';
     SEES(IOVA, 'p');
