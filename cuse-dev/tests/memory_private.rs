@@ -48,6 +48,13 @@ fn frames(pin: &Arc<dyn Pin>) -> Vec<u64> {
     all
 }
 
+/// The rights of the mapping that begins at `at`.
+fn rights(puppet: &Puppet, at: u64) -> String {
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", puppet.pid)).unwrap();
+    let line = maps.lines().find(|line| line.starts_with(&format!("{at:x}-"))).unwrap();
+    line.split_ascii_whitespace().nth(1).unwrap().to_owned()
+}
+
 #[test]
 fn live_both_ways_and_past_the_end_of_a_piece() {
     let Some(bench) = bench() else { return };
@@ -202,16 +209,40 @@ fn a_hole_is_a_fault_and_leaves_no_pin() {
 }
 
 #[test]
-fn read_only_private_memory_is_a_window_that_says_so() {
+fn read_only_private_memory_is_pinned_and_stays_read_only() {
     let Some(bench) = bench() else { return };
     let puppet = &bench.puppet;
     let at = puppet.anonymous(2);
     puppet.fill(at, 2 * PAGE, 1);
     puppet.mprotect(at, 2, libc::PROT_READ);
     let pin = bench.memory.pin(at, 2, false).unwrap();
-    assert!(matches!(pin.held(), Held::Window(why) if why.contains("read-only")));
+    assert_eq!(pin.held(), Held::Pinned);
+    assert_eq!(rights(puppet, at), "r--p");
+    assert_eq!(bench.memory.pin(at, 2, true).err(), Some(Errno::EFAULT));
     assert_eq!(byte(&pin, 0, 2 * PAGE as usize), Some(1));
     assert_eq!(pin.write(0, &[1]), Err(Errno::EFAULT));
+    let before = frames(&pin);
+    puppet.munmap(at, 2);
+    assert_eq!(byte(&pin, 0, 2 * PAGE as usize), Some(1));
+    assert_eq!(frames(&pin), before);
+}
+
+#[test]
+fn read_only_memory_of_who_may_run_is_a_window_that_says_so() {
+    let Some(bench) = bench() else { return };
+    let puppet = &bench.puppet;
+    let at = puppet.anonymous(2);
+    puppet.fill(at, 2 * PAGE, 1);
+    puppet.mprotect(at, 2, libc::PROT_READ | libc::PROT_EXEC);
+    let pin = bench.memory.pin(at, 2, false).unwrap();
+    assert_eq!((pin.held(), &rights(puppet, at)[..]), (Held::Pinned, "r-xp"));
+    // Another one's call is answered from now on.
+    let other = Puppet::new();
+    let _memory = puppet::memory(&bench.callers, &other);
+    let pin = bench.memory.pin(at, 2, false).unwrap();
+    assert!(matches!(pin.held(), Held::Window(why) if why.contains("other threads")));
+    assert_eq!(rights(puppet, at), "r-xp");
+    assert_eq!(byte(&pin, 0, 2 * PAGE as usize), Some(1));
     puppet.munmap(at, 2);
     assert_eq!(pin.read(0, &mut [0]), Err(Errno::EFAULT));
 }

@@ -195,6 +195,22 @@ fn rights_and_errors_are_the_kernels() {
 }
 
 #[test]
+fn memory_that_its_process_only_reads_is_pinned() {
+    rows(&["rom:anon", "rom:thp", "rom:zero", "rom:copy", "rom-code"]);
+    rows(&["rom-gone:anon", "rom-gone:thp", "rom-gone:zero", "rom-gone:copy"]);
+    rows(&["rom-over:anon", "rom-over:zero", "rom-over:copy"]);
+    rows(&["rom-fork:anon", "rom-fork:thp", "rom-fork:zero", "rom-fork:copy"]);
+    rows(&["rom-collapse:anon", "rom-collapse:zero", "rom-collapse:copy"]);
+    rows(&["rom-ends:anon", "rom-ends:thp", "rom-ends:zero", "rom-ends:copy"]);
+}
+
+/// Pins would make it writable for a moment: never while anybody could write.
+#[test]
+fn what_can_only_be_read_nobody_can_write() {
+    rows(&["rom-thread", "rom-sharer"]);
+}
+
+#[test]
 fn a_page_is_pinned_once() {
     rows(&["once:anon", "once:memfd"]);
     rows(&["late-domain:anon", "late-domain:memfd"]);

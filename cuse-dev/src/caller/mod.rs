@@ -244,7 +244,7 @@ impl Process for CallerProcess {
 }
 
 /// The first number after `field` in `/proc/TID/status`.
-fn status(tid: u32, field: &str) -> Result<u32, Errno> {
+pub(crate) fn status(tid: u32, field: &str) -> Result<u32, Errno> {
     let text = std::fs::read_to_string(format!("/proc/{tid}/status")).map_err(|_| Errno::ESRCH)?;
     let line = text.lines().find_map(|line| line.strip_prefix(field));
     let number = line.and_then(|line| line.split_ascii_whitespace().next());

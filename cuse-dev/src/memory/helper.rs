@@ -7,6 +7,7 @@
 //! so that the caller never sees it as its own. It ends with this process, and is ended when the
 //! process that it came from exits or executes another program ([`super::watch`]).
 
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -151,6 +152,18 @@ impl Helper {
         mm.peek(self.scratch, &mut params)?;
         let fd = sys::pidfd_getfd(self.pidfd.as_fd(), number as i32)?;
         Ring::new(fd, number, Params::from_bytes(&params), slots)
+    }
+
+    /// `mprotect` of the mm.
+    pub(super) fn protect(&self, addresses: Range<u64>, rights: i32) -> Result<(), Errno> {
+        let tracee = self.tracee.clone();
+        let job = move || {
+            let mut tracee = tracee.lock();
+            let tracee = tracee.as_mut().ok_or(Errno::ESRCH)?;
+            let length = addresses.end - addresses.start;
+            tracee.call(libc::SYS_mprotect, [addresses.start, length, rights as u64, 0, 0, 0])
+        };
+        self.tracer.run(job).ok_or(Errno::EAGAIN)?.map(drop)
     }
 
     /// Pins each of `wanted` in turn, on the tracer, and gives it to `done` when it is pinned;

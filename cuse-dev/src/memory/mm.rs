@@ -24,7 +24,7 @@ use super::parking::Parking;
 use super::pfn::Frames;
 use super::rings::Grain;
 use super::vma::{Mappings, Vma};
-use super::{Host, errno};
+use super::{Host, errno, rest};
 use crate::caller::{copying, sys};
 
 /// Addresses probed by one `process_vm_readv`.
@@ -87,6 +87,13 @@ impl Mm {
     pub(super) fn called_by(&self, thread: u32) {
         self.thread.store(thread, Ordering::Relaxed);
         WAITING.set((self.pid, thread));
+    }
+
+    /// Whether nobody can run in it now: its only thread waits in the call that this thread answers.
+    pub(super) fn rests(&self) -> bool {
+        let (pid, waiting) = WAITING.get();
+        let helper = self.parking.lock().tid();
+        pid == self.pid && rest::only_user(waiting, helper)
     }
 
     /// What most pages of a range seem to be.

@@ -5,14 +5,14 @@
 //!
 //! 1. shared memory ([`shared`]): the file behind the mapping, mapped here. The very pages, which a
 //!    ring of this process ([`own`]) keeps, whatever becomes of the file.
-//! 2. private memory that the caller may write: a buffer registered with an io_uring of the
-//!    caller's mm, which is a kernel pin.
+//! 2. private memory: a buffer registered with an io_uring of the caller's mm, which is a kernel pin.
+//!    io_uring wants to write what it pins, so memory that the caller may only read is made writable
+//!    for that moment, if nobody can run in the mm ([`rest`]).
 //! 3. everything else ([`pin`]): a live window on the caller's addresses, marked as such with its
 //!    reason.
 //!
-//! Read-only private memory is a window, not a copy: with the kernel's pin a device sees what the
-//! process writes there after an `mprotect` (a VMM that patches its guest's ROM), which a copy would miss.
-//! What a window misses is the page after `munmap`, exec and exit.
+//! A window is no copy: a device sees what the process writes there later, which a copy would miss. What a
+//! window misses is the page after `munmap`, exec and exit.
 
 pub(crate) mod block;
 pub mod file;
@@ -28,6 +28,7 @@ pub mod pfn;
 pub(crate) mod pin;
 pub(crate) mod private;
 pub mod process;
+mod rest;
 pub(crate) mod ring;
 mod rings;
 mod shared;

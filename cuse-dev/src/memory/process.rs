@@ -17,12 +17,15 @@ use super::own::{NO_IO_URING, Refusal};
 use super::pfn::Frames;
 use super::pin::{Hold, Pages, Part};
 use super::private::Registered;
+use super::rest::Unlocked;
 use super::vma::Vma;
 use super::{Host, shared};
 use crate::caller::{copying, sys};
 
 /// Why private pages are not pinned.
-const READ_ONLY: &str = "read-only private memory cannot be pinned from outside";
+const READ_ONLY: &str = "what can only be read cannot be pinned while other threads may run";
+const LOCKED: &str = "what can only be read could not be made writable for a pin";
+const CLOSED: &str = "the file behind it may not be opened";
 const NO_ROOM: &str = "the user's RLIMIT_MEMLOCK has no room for a pin by io_uring";
 const UNUSABLE: &str = "the helper of the process did not answer";
 
@@ -150,18 +153,14 @@ impl ProcessMemory {
             }
             return shared::pin(&self.host, &map, offset, length, start, parts);
         }
-        let why = if vma.writable {
-            match self.register(address, length) {
-                Ok((registered, frames)) => {
-                    let hold = Hold::Pinned(registered);
-                    parts.push(Part::new(start, length, hold, frames));
-                    return Ok(());
-                }
-                Err(Refusal::Pages(error)) => return Err(error),
-                Err(Refusal::Way(why)) => why,
+        let why = match self.register(vma, address, length) {
+            Ok((registered, frames)) => {
+                let hold = Hold::Pinned(registered);
+                parts.push(Part::new(start, length, hold, frames));
+                return Ok(());
             }
-        } else {
-            READ_ONLY
+            Err(Refusal::Pages(error)) => return Err(error),
+            Err(Refusal::Way(why)) => why,
         };
         if vma.writable && !vma.shared {
             self.mm.unshare(address, length / PAGE_SIZE)?;
@@ -175,9 +174,20 @@ impl ProcessMemory {
         Ok(())
     }
 
-    /// Takes a kernel pin.
-    fn register(&self, address: u64, length: u64) -> Result<(Registered, Frames), Refusal> {
+    /// Takes a kernel pin of what lies in `vma`.
+    fn register(
+        &self,
+        vma: &Vma,
+        address: u64,
+        length: u64,
+    ) -> Result<(Registered, Frames), Refusal> {
         let helper = self.mm.helper().map_err(Refusal::Way)?;
+        let _unlocked = match (vma.writable, vma.shared) {
+            (true, _) => None,
+            (false, true) => return Err(Refusal::Way(CLOSED)),
+            (false, false) if !self.mm.rests() => return Err(Refusal::Way(READ_ONLY)),
+            (false, false) => Some(Unlocked::new(&helper, vma).map_err(|_| Refusal::Way(LOCKED))?),
+        };
         let error = match Registered::new(&self.host, &self.mm, &helper, address, length) {
             Ok(registered) => return Ok(registered),
             Err(error) => error,

@@ -22,6 +22,8 @@ pub(crate) struct Vma {
     pub(crate) readable: bool,
     /// `PROT_WRITE`.
     pub(crate) writable: bool,
+    /// `PROT_EXEC`.
+    pub(crate) executable: bool,
     /// `MAP_SHARED`.
     pub(crate) shared: bool,
     /// Byte offset of `start` in the file.
@@ -55,6 +57,7 @@ const _: () = assert!(size_of::<Query>() == 104);
 const PROCMAP_QUERY: libc::c_ulong = (3 << 30) | (104 << 16) | ((b'f' as libc::c_ulong) << 8) | 17;
 const READABLE: u64 = 1;
 const WRITABLE: u64 = 2;
+const EXECUTABLE: u64 = 4;
 const SHARED: u64 = 8;
 
 /// The mappings of one mm, through an open `/proc/PID/maps`.
@@ -89,6 +92,7 @@ impl Mappings {
             end: query.end,
             readable: query.vma_flags & READABLE != 0,
             writable: query.vma_flags & WRITABLE != 0,
+            executable: query.vma_flags & EXECUTABLE != 0,
             shared: query.vma_flags & SHARED != 0,
             offset: query.offset,
             file: (query.inode != 0).then_some((query.device[0], query.device[1], query.inode)),
@@ -128,6 +132,7 @@ fn parse(line: &str) -> Option<Vma> {
         end: hex(end)?,
         readable: rights.first() == Some(&b'r'),
         writable: rights.get(1) == Some(&b'w'),
+        executable: rights.get(2) == Some(&b'x'),
         shared: rights.get(3) == Some(&b's'),
         offset: hex(offset)?,
         file: (inode != 0).then_some((device.0, device.1, inode)),
@@ -149,6 +154,7 @@ mod tests {
             // The stack may grow between the two look-ups.
             let text = mappings.search(address).unwrap();
             assert_eq!((vma.end, vma.writable, vma.shared), (text.end, text.writable, text.shared));
+            assert_eq!((vma.executable, vma.executable), (text.executable, address == code));
             assert_eq!(vma.file, text.file);
         }
         assert_eq!(mappings.find(0), Err(Errno::EFAULT));
@@ -163,6 +169,7 @@ mod tests {
             end: 0x7f0c,
             readable: true,
             writable: true,
+            executable: false,
             shared: true,
             offset: 0x3000,
             file: Some((0, 0x1f, 4711)),

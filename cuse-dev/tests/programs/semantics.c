@@ -10,6 +10,8 @@
 #include <glob.h>
 #include <linux/falloc.h>
 #include <linux/magic.h>
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/mman.h>
@@ -31,6 +33,7 @@
 #include "semantics/forks.h"
 #include "semantics/ends.h"
 #include "semantics/refused.h"
+#include "semantics/rom.h"
 #include "semantics/shared_pins.h"
 #include "semantics/limits.h"
 
@@ -95,7 +98,7 @@ int main(int argc, char **argv)
 {
     static const struct { const char *name; enum kind kind; } kinds[] = {
         { "anon", ANON }, { "thp", THP }, { "memfd", MEMFD }, { "shared", SHARED },
-        { "hugetlb", HUGETLB }, { "tmpfs", TMPFS },
+        { "hugetlb", HUGETLB }, { "tmpfs", TMPFS }, { "zero", ZERO }, { "copy", COPY },
     };
     static const struct { const char *name; void (*of)(enum kind); } by_kind[] = {
         { "live", row_live }, { "untouched", row_untouched }, { "munmap", row_munmap },
@@ -106,13 +109,17 @@ int main(int argc, char **argv)
         { "pageout", row_pageout },
         { "half-way", row_half_way }, { "once", row_once }, { "late-domain", row_late_domain },
         { "late-after-access", row_late_after_access }, { "wait", row_wait },
+        { "rom", row_rom }, { "rom-gone", row_rom_gone }, { "rom-over", row_rom_over },
+        { "rom-fork", row_rom_fork }, { "rom-collapse", row_rom_collapse },
+        { "rom-ends", row_rom_ends },
     };
     static const struct { const char *name; void (*of)(void); } plain[] = {
         { "private-file", row_private_file }, { "collapse", row_collapse }, { "split", row_split },
         { "read-only", row_read_only }, { "io-memory", row_io_memory },
         { "read-only-file", row_read_only_file },
         { "late-without-pages", row_late_without_pages }, { "no-limit", row_no_limit },
-        { "account-fork", row_account_fork },
+        { "account-fork", row_account_fork }, { "rom-code", row_rom_code },
+        { "rom-thread", row_rom_thread }, { "rom-sharer", row_rom_sharer },
     };
     char name[64];
     enum kind kind = ANON;

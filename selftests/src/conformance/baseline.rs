@@ -11,7 +11,6 @@ use std::fmt::Write as _;
 use super::compare::{Known, is_like};
 use super::peer::Peer;
 use super::reply::Reply;
-use super::rules;
 use super::serve::{Line, Task};
 use super::show;
 use super::step::{Call, Step};
@@ -200,7 +199,7 @@ impl Baseline {
             return Ok(());
         };
         let recorded = meaning(part(kept, at));
-        let (name, now) = (rules::kind_name(&played[..at], &step.call), meaning(part(marks, at)));
+        let (name, now) = (show::name(&step.call), meaning(part(marks, at)));
         let kind = if recorded == now {
             format!("{name}: {now}, other bytes")
         } else {

@@ -85,16 +85,16 @@ fn next_difference(left: &Played, right: &Played, from: usize) -> Option<usize> 
 }
 
 /// The kind of a difference: the call, and how each side's reply differs.
-fn kind(before: &[(Step, Reply)], call: &Call, left: &Reply, right: &Reply) -> String {
+fn kind(call: &Call, left: &Reply, right: &Reply) -> String {
     if let Call::Child(calls) = call
         && let Some((call, (left, right))) = calls
             .iter()
             .zip(left.child.iter().zip(&right.child))
             .find(|(_, (left, right))| left != right)
     {
-        return format!("fork, {}", kind(before, call, left, right));
+        return format!("fork, {}", kind(call, left, right));
     }
-    let name = rules::kind_name(before, call);
+    let name = show::name(call);
     if left.result != right.result {
         let shown = |reply: &Reply| match reply.errno() {
             Some(errno) => format!("{errno:?}"),
@@ -140,7 +140,7 @@ impl Sides {
         if at + 1 != steps.len() || left.len() != right.len() {
             return Ok(None);
         }
-        Ok(Some(kind(&left[..at], &steps[at].call, &left[at].1, &right[at].1)))
+        Ok(Some(kind(&steps[at].call, &left[at].1, &right[at].1)))
     }
 
     /// Plays a plan; what is worth telling at once goes to `tell`.
@@ -222,7 +222,7 @@ impl Sides {
             else {
                 return Err(format!("seed {seed}: programs of different lengths"));
             };
-            let found = kind(&left[..at], &step.call, on_left, on_right);
+            let found = kind(&step.call, on_left, on_right);
             let known = plan.known.iter().any(|known| is_like(&found, &known.signature));
             // What a program does next may hang on what it was answered.
             let apart = step != other;

@@ -3,21 +3,13 @@
 //! Everything else counts, byte for byte. Addresses of the caller need no rule: programs live in an
 //! [`arena`](super::arena) that is the same everywhere.
 
-use std::mem::offset_of;
-
 use ioctl_abi::Command;
 use ioctl_abi::iommufd::{IOMMU_IOAS_NOIOMMU_GET_PA, iommu_ioas_noiommu_get_pa};
 use ioctl_abi::layout::AbiStruct;
-use ioctl_abi::selftest::{
-    IOMMU_TEST_CMD, IOMMU_TEST_OP_ACCESS_PAGES, IOMMU_TEST_OP_DMABUF_GET,
-    IOMMU_TEST_OP_MD_CHECK_MAP, IOMMU_TEST_OP_MD_CHECK_REFS, iommu_test_access_pages,
-    iommu_test_check_map, iommu_test_check_refs, iommu_test_cmd,
-};
+use ioctl_abi::selftest::{IOMMU_TEST_CMD, IOMMU_TEST_OP_DMABUF_GET, IOMMU_TEST_OP_MD_CHECK_REFS};
 
-use super::arena::{PAGE, PAGES, PRIVATE, READ_ONLY};
 use super::reply::{Reply, number};
-use super::show;
-use super::step::{Argument, Call, Step};
+use super::step::{Argument, Call};
 
 /// Takes out of `reply` what another machine may answer otherwise.
 pub fn apply(call: &Call, reply: &mut Reply) {
@@ -44,47 +36,6 @@ fn physical(reply: &mut Reply) {
             bytes.copy_from_slice(&rest.to_le_bytes());
         }
     }
-}
-
-/// What a call is called in the kinds of differences: its name, and what it is about where that
-/// decides whether a difference is known. `before` is what was played up to it.
-pub fn kind_name(before: &[(Step, Reply)], call: &Call) -> String {
-    let name = show::name(call);
-    let read_only = frames_of(call).is_some_and(|address| is_read_only(before, address));
-    if read_only { format!("{name} of read-only memory") } else { name }
-}
-
-/// The address of a call that compares the frames that were pinned with those that the caller has now.
-fn frames_of(call: &Call) -> Option<u64> {
-    let Some((Command::Test, Some(op))) = command(call) else { return None };
-    let at = match op {
-        IOMMU_TEST_OP_ACCESS_PAGES => offset_of!(iommu_test_access_pages, uptr),
-        IOMMU_TEST_OP_MD_CHECK_MAP => offset_of!(iommu_test_check_map, uptr),
-        IOMMU_TEST_OP_MD_CHECK_REFS => offset_of!(iommu_test_check_refs, uptr),
-        _ => return None,
-    };
-    let Call::Ioctl { argument: Argument::Struct { bytes, .. }, .. } = call else { return None };
-    Some(number(bytes, offset_of!(iommu_test_cmd, body) + at, 8))
-}
-
-/// Whether there is private memory at `address` that can only be read.
-fn is_read_only(before: &[(Step, Reply)], address: u64) -> bool {
-    let within = |at: u64, len: u64| address.wrapping_sub(at) < len;
-    let mut read_only = within(READ_ONLY, PAGES * PAGE);
-    let mut private = read_only || within(PRIVATE, PAGES * PAGE);
-    for (step, _) in before.iter().filter(|(_, reply)| reply.ok()) {
-        match &step.call {
-            Call::Mmap { at, len, prot, flags, .. } if within(*at, *len) => {
-                private = flags & libc::MAP_PRIVATE != 0;
-                read_only = prot & libc::PROT_WRITE == 0;
-            }
-            Call::Protect { range, prot } if within(range.at, range.len) => {
-                read_only = prot & libc::PROT_WRITE == 0;
-            }
-            _ => {}
-        }
-    }
-    private && read_only
 }
 
 /// Whether a call that two sides answered otherwise has left both as they were, so that what follows
@@ -135,16 +86,14 @@ pub fn command(call: &Call) -> Option<(Command, Option<u32>)> {
 
 #[cfg(test)]
 mod tests {
-    use ioctl_abi::selftest::IOMMU_TEST_OP_DIRTY;
+    use ioctl_abi::selftest::{IOMMU_TEST_OP_ACCESS_PAGES, iommu_test_cmd};
 
-    use super::super::step::{Place, Range, Value};
+    use super::super::step::{Place, Value};
     use super::*;
 
-    fn test_op(op: u32, uptr: u64) -> Call {
+    fn test_op(op: u32) -> Call {
         let mut bytes = vec![0; size_of::<iommu_test_cmd>()];
         bytes[4..8].copy_from_slice(&op.to_le_bytes());
-        let at = offset_of!(iommu_test_cmd, body) + offset_of!(iommu_test_check_map, uptr);
-        bytes[at..at + 8].copy_from_slice(&uptr.to_le_bytes());
         let argument = Argument::Struct { bytes, patches: Vec::new(), place: Place::Guarded };
         let (fd, request) = (Value::from(4_u64), IOMMU_TEST_CMD);
         Call::Ioctl { fd, request, argument, pokes: Vec::new(), watch: Vec::new() }
@@ -162,26 +111,9 @@ mod tests {
         assert!(!leaves_alike(&read, &seen(1), &seen(2)), "memory differs from now on");
         let closed = Call::Close { fd: Value::from(5_u64) };
         assert!(!leaves_alike(&closed, &Reply::of(0), &bad));
-        let refs = test_op(IOMMU_TEST_OP_MD_CHECK_REFS, 0);
+        let refs = test_op(IOMMU_TEST_OP_MD_CHECK_REFS);
         assert!(leaves_alike(&refs, &Reply::of(0), &errno(libc::EIO)), "it only looks");
-        let pages = test_op(IOMMU_TEST_OP_ACCESS_PAGES, 0);
+        let pages = test_op(IOMMU_TEST_OP_ACCESS_PAGES);
         assert!(!leaves_alike(&pages, &Reply::of(0), &errno(libc::EBADE)), "one has pins");
-    }
-
-    #[test]
-    fn the_memory_that_frames_are_compared_of_is_named() {
-        let check = |uptr| test_op(IOMMU_TEST_OP_MD_CHECK_MAP, uptr);
-        let name = "IOMMU_TEST_OP_MD_CHECK_MAP";
-        let read_only = "IOMMU_TEST_OP_MD_CHECK_MAP of read-only memory";
-        assert_eq!(kind_name(&[], &check(READ_ONLY)), read_only);
-        assert_eq!(kind_name(&[], &check(PRIVATE)), name);
-        assert_eq!(kind_name(&[], &test_op(IOMMU_TEST_OP_DIRTY, READ_ONLY)), "IOMMU_TEST_OP_DIRTY");
-        let protected = |prot, result| {
-            let range = Range { at: PRIVATE, len: PAGE };
-            (Step { number: 0, call: Call::Protect { range, prot } }, Reply::of(result))
-        };
-        let before = [protected(libc::PROT_READ, 0), protected(libc::PROT_WRITE, -1)];
-        assert_eq!(kind_name(&before, &check(PRIVATE)), read_only);
-        assert_eq!(kind_name(&before, &check(PRIVATE + PAGE)), name);
     }
 }

@@ -1,6 +1,7 @@
 /* Memory of each kind, and whose it is. */
 
-enum kind { ANON, THP, MEMFD, SHARED, HUGETLB, TMPFS };
+/* The last two only as memory that is read only: never written, and a private mapping of a memfd. */
+enum kind { ANON, THP, MEMFD, SHARED, HUGETLB, TMPFS, ZERO, COPY };
 
 static size_t unit(enum kind kind) { return kind == THP || kind == HUGETLB ? HUGE : PAGE; }
 

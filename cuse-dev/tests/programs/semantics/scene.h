@@ -4,7 +4,7 @@
 #define SKIPPED 77
 
 enum { READABLE = 4, WRITEABLE = 2, FIXED = 1 };
-enum { OP_MOCK_DOMAIN = 2, OP_CREATE_ACCESS = 5, OP_DESTROY_ACCESS_PAGES = 6, OP_ACCESS_PAGES = 7,
+enum { OP_MOCK_DOMAIN = 2, OP_CHECK_MAP = 3, OP_CREATE_ACCESS = 5, OP_DESTROY_ACCESS_PAGES = 6, OP_ACCESS_PAGES = 7,
        OP_ACCESS_RW = 8 };
 enum { RW_WRITE = 1, RW_SLOW = 4 };
 
@@ -14,6 +14,7 @@ struct option { uint32_t size, id; uint16_t op, reserved; uint32_t object; uint6
 
 static int iommu;            /* the iommufd */
 static uint32_t ioas, stdev; /* where scenarios map, and the device that is attached to it */
+static uint32_t hwpt;        /* the last device's */
 static int access_fd = -1;
 static uint32_t idev;
 
@@ -27,6 +28,7 @@ static int try_device(uint32_t of, uint32_t *stdev_id, uint32_t *idev_id)
     if (call(0xa0, &test) != 0)
         return -1;
     *stdev_id = test.word[0];
+    hwpt = test.word[1];
     *idev_id = test.word[2];
     return 0;
 }
