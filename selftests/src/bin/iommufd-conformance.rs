@@ -63,6 +63,9 @@ enum Command {
         /// Where to write which outcomes each call had on both sides.
         #[arg(long)]
         coverage: Option<PathBuf>,
+        /// A directory for what was answered to programs that differ once, and not again.
+        #[arg(long)]
+        keep: Option<PathBuf>,
     },
     /// Shows the program of a seed and what a side answers.
     Show {
@@ -166,7 +169,7 @@ fn run(command: Command) -> Result<bool, String> {
             }
             Ok(true)
         }
-        Command::Compare { left, right, seeds, minutes, known, most, coverage } => {
+        Command::Compare { left, right, seeds, minutes, known, most, coverage, keep } => {
             let mut sides = Sides { left: Peer::open(&left)?, right: Peer::open(&right)? };
             let plan = Plan {
                 first: seeds.seed,
@@ -175,6 +178,7 @@ fn run(command: Command) -> Result<bool, String> {
                 calls: seeds.calls,
                 known: known.map_or(Ok(Vec::new()), read_known)?,
                 most,
+                keep,
             };
             let mut tell = |text: &str| {
                 println!("{text}");

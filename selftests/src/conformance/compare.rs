@@ -1,6 +1,7 @@
 //! Plays the same programs on two sides and says where they differ.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::coverage::Coverage;
@@ -8,7 +9,7 @@ use super::peer::Peer;
 use super::reply::Reply;
 use super::serve::{Line, Task};
 use super::step::{Call, Step};
-use super::{reproducer, rules, show, shrink};
+use super::{once, reproducer, rules, show, shrink};
 
 /// Programs in one task.
 const BATCH: u64 = 64;
@@ -45,6 +46,8 @@ pub struct Plan {
     pub known: Vec<Known>,
     /// After so many kinds of unexplained differences it ends.
     pub most: usize,
+    /// Where transcripts of programs that differ once only are put.
+    pub keep: Option<PathBuf>,
 }
 
 /// What came of it.
@@ -64,7 +67,7 @@ pub struct Report {
     pub coverage: (Coverage, Coverage),
 }
 
-type Played = Vec<(Step, Reply)>;
+pub(super) type Played = Vec<(Step, Reply)>;
 
 fn played(lines: Vec<Line>) -> Result<Played, String> {
     lines
@@ -78,7 +81,7 @@ fn played(lines: Vec<Line>) -> Result<Played, String> {
 }
 
 /// The first call from `from` on that differs.
-fn next_difference(left: &Played, right: &Played, from: usize) -> Option<usize> {
+pub(super) fn next_difference(left: &Played, right: &Played, from: usize) -> Option<usize> {
     let at = left.iter().zip(right).skip(from).position(|(left, right)| left != right);
     at.map(|at| from + at)
         .or_else(|| (left.len() != right.len()).then_some(left.len().min(right.len())))
@@ -192,6 +195,7 @@ impl Sides {
         report: &mut Report,
         tell: &mut dyn FnMut(&str),
     ) -> Result<(), String> {
+        let (once, and_once) = self.both(&Task::Kept { seed })?;
         let (left, right) = self.both(&Task::Transcript { seed, calls: plan.calls })?;
         let (left, right) = match (played(left), played(right)) {
             (Ok(left), Ok(right)) => (left, right),
@@ -214,6 +218,19 @@ impl Sides {
                 if passed.is_empty() {
                     report.unstable.push(seed);
                     tell(&format!("seed {seed}: differed once, and not again"));
+                    match (played(once), played(and_once)) {
+                        (Ok(on_left), Ok(on_right)) => {
+                            let played = [&on_left, &on_right, &left, &right];
+                            tell(&once::first(&self.names(), played));
+                            if let Some(directory) = &plan.keep {
+                                let path = directory.join(format!("once-{seed}.txt"));
+                                std::fs::write(&path, once::all(&self.names(), played))
+                                    .map_err(|error| format!("{}: {error}", path.display()))?;
+                                tell(&format!("  in full: {}", path.display()));
+                            }
+                        }
+                        (left, right) => tell(&format!("  {:?} {:?}", left.err(), right.err())),
+                    }
                 }
                 report.explain(kinds);
                 return Ok(());
@@ -265,6 +282,10 @@ impl Sides {
         tell(&self.side_by_side(&steps)?);
         tell(&reproducer::c(&steps));
         Ok(())
+    }
+
+    fn names(&self) -> [&str; 2] {
+        [&self.left.name, &self.right.name]
     }
 
     /// A program with both sides' replies.

@@ -39,14 +39,17 @@ fn result(value: i64) -> i64 {
     if value == -1 { -i64::from(Errno::last() as i32) } else { value }
 }
 
+/// Closes what programs of this process have open.
+pub(super) fn close_all() {
+    // SAFETY: descriptors from FIRST_DESCRIPTOR to OWN_DESCRIPTORS are programs'; nothing of Rust owns
+    // any.
+    unsafe { libc::syscall(libc::SYS_close_range, FIRST_DESCRIPTOR, OWN_DESCRIPTORS - 1, 0_u32) };
+}
+
 impl Machine {
     /// A fresh program on `device`. What an earlier one left in this process goes away.
     pub fn new(device: Device) -> Result<Self, Errno> {
-        // SAFETY: descriptors from FIRST_DESCRIPTOR to OWN_DESCRIPTORS are programs'; nothing of
-        // Rust owns any.
-        unsafe {
-            libc::syscall(libc::SYS_close_range, FIRST_DESCRIPTOR, OWN_DESCRIPTORS - 1, 0_u32)
-        };
+        close_all();
         process::restore();
         Ok(Self { device, replies: HashMap::new(), structs: STRUCT, _arena: Some(Arena::new()?) })
     }

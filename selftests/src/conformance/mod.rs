@@ -22,6 +22,7 @@ pub mod coverage;
 pub mod digest;
 pub mod generator;
 pub mod machine;
+mod once;
 pub mod peer;
 mod process;
 pub mod reply;

@@ -10,7 +10,7 @@ use super::coverage::Coverage;
 use super::machine::Device;
 use super::reply::Reply;
 use super::step::Step;
-use super::worker::{self, End};
+use super::worker::{self, End, Keeper};
 
 /// What to play.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -24,7 +24,12 @@ pub enum Task {
         /// Calls of a program.
         calls: u32,
     },
-    /// The same, with a mark for each call, as a baseline keeps them.
+    /// What one of the last [`Task::Digests`] was answered then, in full.
+    Kept {
+        /// Its seed.
+        seed: u64,
+    },
+    /// The same as digests, with a mark for each call, as a baseline keeps them.
     Marks {
         /// The first seed.
         first: u64,
@@ -112,6 +117,7 @@ pub fn serve(
     out: &mut dyn Write,
     patient: bool,
 ) -> Result<(), String> {
+    let mut keeper = None;
     loop {
         let mut text = String::new();
         let got = tasks.read_line(&mut text).map_err(|error| error.to_string())?;
@@ -142,7 +148,10 @@ pub fn serve(
         if matches!(task, Task::Quit) {
             return say(out, &Line::End);
         }
-        answer(device, task, out)?;
+        match task {
+            Task::Kept { seed } => tell_kept(&mut keeper, seed, out)?,
+            task => answer(device, task, &mut keeper, out)?,
+        }
         say(out, &Line::End)?;
     }
 }
@@ -159,8 +168,27 @@ fn say(out: &mut dyn Write, line: &Line) -> Result<(), String> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| error.to_string())
 }
 
+/// Tells what a program was answered, if that is kept.
+fn tell_kept(keeper: &mut Option<Keeper>, seed: u64, out: &mut dyn Write) -> Result<(), String> {
+    let told = match keeper {
+        Some(keeper) => keeper.tell(seed, &mut |line| say(out, &line))?,
+        None => false,
+    };
+    let lost = Line::Lost { seed: Some(seed), why: "not kept".to_owned() };
+    if told { Ok(()) } else { say(out, &lost) }
+}
+
 /// Does a task; where a worker is lost with a program, the programs after it get another worker.
-fn answer(device: Device, mut task: Task, out: &mut dyn Write) -> Result<(), String> {
+/// Digests' last worker becomes the `keeper`.
+fn answer(
+    device: Device,
+    mut task: Task,
+    keeper: &mut Option<Keeper>,
+    out: &mut dyn Write,
+) -> Result<(), String> {
+    if matches!(task, Task::Digests { .. }) {
+        *keeper = None;
+    }
     loop {
         let mut reached = None;
         let end = worker::run(device, &task, &mut |line| {
@@ -173,7 +201,11 @@ fn answer(device: Device, mut task: Task, out: &mut dyn Write) -> Result<(), Str
             say(out, &line)
         })?;
         let why = match end {
-            End::Done => return Ok(()),
+            End::Done(None) => return Ok(()),
+            End::Done(kept) => {
+                *keeper = kept;
+                return Ok(());
+            }
             End::Crashed(why) => format!("crashed: {why}"),
             End::Hung => "hung".to_owned(),
         };

@@ -21,12 +21,66 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How a worker ended.
 pub(super) enum End {
-    /// It did all.
-    Done,
+    /// It did all, and keeps what programs of digests were answered.
+    Done(Option<Keeper>),
     /// It stopped before its end, after that many lines.
     Crashed(String),
     /// It said nothing for too long.
     Hung,
+}
+
+/// The calls of a program, and what each was answered.
+type Played = Vec<(Step, Reply)>;
+
+/// A worker that has done its task and waits to be asked what its programs were answered, until drop.
+pub(super) struct Keeper {
+    from: File,
+    to: File,
+    _process: Process,
+}
+
+/// A child of this process, until drop.
+struct Process(libc::pid_t);
+
+impl Keeper {
+    /// Hands on the lines of the program of `seed`. False if it has not played that, or is gone.
+    pub(super) fn tell(
+        &mut self,
+        seed: u64,
+        line: &mut dyn FnMut(Line) -> Result<(), String>,
+    ) -> Result<bool, String> {
+        let mut told = false;
+        if self.to.write_all(&seed.to_le_bytes()).is_err() {
+            return Ok(false);
+        }
+        listen(&self.from, &mut |said| {
+            told = true;
+            line(said)
+        })?;
+        Ok(told)
+    }
+}
+
+impl Process {
+    /// Ends it, if it has not ended: its status.
+    fn end(&mut self) -> i32 {
+        let mut status = 0;
+        let child = std::mem::replace(&mut self.0, 0);
+        if child != 0 {
+            // SAFETY: our own child, which is not needed any more, and not waited for elsewhere.
+            unsafe {
+                libc::kill(child, libc::SIGKILL);
+                libc::waitpid(child, &mut status, 0);
+            }
+        }
+        status
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 /// Plays each step that `next` makes, and tells it and its reply to `told`.
@@ -65,22 +119,33 @@ fn play_seed(
     )
 }
 
-fn work(device: Device, task: &Task, out: &mut impl std::io::Write) -> Result<(), String> {
-    let mut say = |line: &Line| -> Result<(), String> {
-        serde_json::to_writer(&mut *out, line).map_err(|error| error.to_string())?;
-        out.write_all(b"\n").and_then(|()| out.flush()).map_err(|error| error.to_string())
-    };
+/// Writes a line.
+fn write(out: &mut impl std::io::Write, line: &Line) -> Result<(), String> {
+    serde_json::to_writer(&mut *out, line).map_err(|error| error.to_string())?;
+    out.write_all(b"\n").and_then(|()| out.flush()).map_err(|error| error.to_string())
+}
+
+/// Does a task. What programs of digests were answered goes to `kept`.
+fn work(
+    device: Device,
+    task: &Task,
+    kept: &mut Vec<(u64, Played)>,
+    out: &mut impl std::io::Write,
+) -> Result<(), String> {
+    let mut say = |line: &Line| write(out, line);
     let failed = |errno: Errno| format!("the program's memory: {errno}");
     match task {
         Task::Digests { first, last, calls } => {
             let mut coverage = Coverage::default();
             for seed in *first..=*last {
-                let mut digest = Digest::default();
+                let (mut digest, mut played) = (Digest::default(), Vec::new());
                 play_seed(device, seed, *calls, |step, reply| {
+                    played.push((step.clone(), reply.clone()));
                     digest.number(super::digest::of(&step.call, reply));
                     coverage.count(&step.call, reply);
                 })
                 .map_err(failed)?;
+                kept.push((seed, played));
                 say(&Line::Digest { seed, digest: digest.0 })?;
             }
             say(&Line::Coverage(coverage))?;
@@ -127,9 +192,32 @@ fn work(device: Device, task: &Task, out: &mut impl std::io::Write) -> Result<()
                 say(&super::threads::play(device, seed, *calls)?)?;
             }
         }
-        Task::File(_) | Task::Quit => {}
+        Task::Kept { .. } | Task::File(_) | Task::Quit => {}
     }
     Ok(())
+}
+
+/// Answers for `kept` programs, whose seeds come through `asked`, until that ends.
+fn keep(kept: &[(u64, Played)], mut asked: File, out: &mut impl std::io::Write) {
+    super::machine::close_all();
+    let mut seed = [0; 8];
+    while asked.read_exact(&mut seed).is_ok() {
+        let seed = u64::from_le_bytes(seed);
+        let played = kept.iter().filter(|(of, _)| *of == seed).flat_map(|(_, played)| played);
+        for (step, reply) in played {
+            let _ = write(out, &Line::Played { step: step.clone(), reply: reply.clone() });
+        }
+        let _ = write(out, &Line::End);
+    }
+}
+
+/// Two ends of a pipe.
+fn pipe() -> Result<[i32; 2], String> {
+    let mut ends = [0; 2];
+    // SAFETY: room for two descriptors.
+    Errno::result(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })
+        .map_err(|errno| format!("pipe: {errno}"))?;
+    Ok(ends)
 }
 
 /// Runs a task in a child process; each of its lines goes to `line`.
@@ -138,18 +226,16 @@ pub(super) fn run(
     task: &Task,
     line: &mut dyn FnMut(Line) -> Result<(), String>,
 ) -> Result<End, String> {
-    let mut ends = [0; 2];
-    // SAFETY: room for two descriptors.
-    Errno::result(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })
-        .map_err(|errno| format!("pipe: {errno}"))?;
+    let (ends, asking) = (pipe()?, pipe()?);
     // SAFETY: the server has one thread.
     let child = unsafe { libc::fork() };
     if child == 0 {
         // SAFETY: the child's own descriptors, by number; below OWN_DESCRIPTORS a program finds the
         // same in every worker: /dev/null as its standard ones.
-        let out = unsafe {
+        let (out, asked) = unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             let out = libc::fcntl(ends[1], libc::F_DUPFD_CLOEXEC, OWN_DESCRIPTORS as i32);
+            let asked = libc::fcntl(asking[0], libc::F_DUPFD_CLOEXEC, OWN_DESCRIPTORS as i32);
             let errors = libc::fcntl(2, libc::F_DUPFD_CLOEXEC, OWN_DESCRIPTORS as i32);
             let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
             for fd in 0..3 {
@@ -160,36 +246,38 @@ pub(super) fn run(
                 let said = format!("a worker: {info}\n");
                 libc::write(errors, said.as_ptr().cast(), said.len());
             }));
-            File::from_raw_fd(out)
+            (File::from_raw_fd(out), File::from_raw_fd(asked))
         };
-        let mut out = BufWriter::new(out);
+        let (mut out, mut kept) = (BufWriter::new(out), Vec::new());
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            match work(device, task, &mut out) {
+            match work(device, task, &mut kept, &mut out) {
                 Ok(()) => Line::End,
                 Err(why) => Line::Failed(why),
             }
         }))
         .unwrap_or_else(|_| Line::Failed("a panic".to_owned()));
-        let _ = serde_json::to_writer(&mut out, &done);
-        let _ = out.write_all(b"\n");
-        let _ = out.flush();
+        let _ = write(&mut out, &done);
+        if !kept.is_empty() {
+            keep(&kept, asked, &mut out);
+        }
         // SAFETY: nothing of the server's runs here.
         unsafe { libc::_exit(0) };
     }
     // SAFETY: our own descriptors, each used once.
-    let from = unsafe {
+    let (from, to) = unsafe {
         libc::close(ends[1]);
-        File::from_raw_fd(ends[0])
+        libc::close(asking[0]);
+        (File::from_raw_fd(ends[0]), File::from_raw_fd(asking[1]))
     };
-    let end = listen(from, line);
-    // SAFETY: our own child, which is not needed any more, and not waited for elsewhere.
-    let status = unsafe {
-        libc::kill(child, libc::SIGKILL);
-        let mut status = 0;
-        libc::waitpid(child, &mut status, 0);
-        status
+    let mut process = Process(child);
+    let end = match listen(&from, line)? {
+        Some(End::Done(_)) if matches!(task, Task::Digests { .. }) => {
+            return Ok(End::Done(Some(Keeper { from, to, _process: process })));
+        }
+        end => end,
     };
-    Ok(match end? {
+    let status = process.end();
+    Ok(match end {
         Some(end) => end,
         None if libc::WIFSIGNALED(status) => {
             End::Crashed(format!("signal {}", libc::WTERMSIG(status)))
@@ -200,7 +288,7 @@ pub(super) fn run(
 
 /// Hands on a worker's lines, up to its last one.
 fn listen(
-    mut from: File,
+    mut from: &File,
     line: &mut dyn FnMut(Line) -> Result<(), String>,
 ) -> Result<Option<End>, String> {
     use std::os::fd::AsRawFd as _;
@@ -224,7 +312,7 @@ fn listen(
         while let Some(end) = buffer.iter().position(|&byte| byte == b'\n') {
             let said: Vec<u8> = buffer.drain(..=end).collect();
             match serde_json::from_slice(&said).map_err(|error| error.to_string())? {
-                Line::End => return Ok(Some(End::Done)),
+                Line::End => return Ok(Some(End::Done(None))),
                 Line::Failed(why) => return Ok(Some(End::Crashed(why))),
                 other => line(other)?,
             }
