@@ -26,6 +26,7 @@
 
 mod dirty;
 mod map;
+mod mapper;
 mod read;
 mod resize;
 mod run;

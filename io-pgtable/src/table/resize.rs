@@ -5,7 +5,7 @@
 //! are merged add theirs up. Hardware that caches entries has to be told afterwards. (An Arm SMMU
 //! without BBML2 wants the old entry to be broken first; that is for its driver to do.)
 
-use super::map::Mapper;
+use super::mapper::Mapper;
 use super::{Near, Shared, Table, entry_iova, retire};
 use crate::raw::Tab;
 use crate::reclaim::Retired;
