@@ -145,6 +145,6 @@ macro_rules! programs {
 }
 
 programs! {
-    access bits change_process dmabuf domain edges faults faults_wait file_end fork found found2 found3 found4 hwpt ids ioas
+    access bits change_process dmabuf domain edges faults faults_wait file_end fork found found2 found3 found4 found5 hwpt ids ioas
     memfd memlock memlock_mm mmap pasid pointers quirks rlimit_mode sizes vfio viommu viommu2
 }

@@ -108,14 +108,17 @@ impl Ioas {
     }
 
     /// Cuts the area around `iova` in two, the second part starting there. Nothing happens between
-    /// areas. `EINVAL` when an access has pins in it or `iova` is not aligned, `EOPNOTSUPP` for a
-    /// dma-buf.
+    /// areas. `EOPNOTSUPP` for a dma-buf, else `EINVAL` when an access has pins in it or `iova` is not
+    /// aligned.
     pub(crate) fn cut(&self, iova: u64) -> Result<(), Errno> {
         let mut state = self.lock();
         let Some((start, area)) = state.area_at(iova) else { return Ok(()) };
         // The kernel looks for the last byte before the cut, and does not cut off an area's first.
         if iova - start <= 1 {
             return Ok(());
+        }
+        if area.pages.dmabuf().is_some() {
+            return Err(Errno::EOPNOTSUPP);
         }
         if area.accesses > 0 || area.leaving {
             return Err(Errno::EINVAL);
@@ -124,9 +127,6 @@ impl Ioas {
         let (at, last) = (area.at + (iova - start), area.last);
         if !iova.is_multiple_of(alignment) || !at.is_multiple_of(PAGE_SIZE) {
             return Err(Errno::EINVAL);
-        }
-        if area.pages.dmabuf().is_some() {
-            return Err(Errno::EOPNOTSUPP);
         }
         inject::site("area: allocate")?;
         let taken = area.taken.another()?;

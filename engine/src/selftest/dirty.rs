@@ -30,25 +30,23 @@ pub(super) fn mark(call: &Call<'_>, command: &mut iommu_test_cmd) -> Result<(), 
     }
     inject::site("selftest: dirty bitmap")?;
     body.out_nr_dirty = 0;
-    let mut piece = [0u8; 4096];
     let bits = body.length / body.page_size;
-    let bytes = bits.div_ceil(8);
-    let mut done = 0;
-    while done < bytes {
-        let piece = &mut piece[..(bytes - done).min(4096) as usize];
-        call.memory.read(body.uptr.checked_add(done).ok_or(Errno::EFAULT)?, piece)?;
-        for (byte, &set) in (done..).zip(piece.iter()).filter(|(_, set)| **set != 0) {
-            for bit in (0..8).filter(|bit| set & (1 << bit) != 0) {
-                let page = byte * 8 + bit;
-                let at = page.checked_mul(body.page_size).and_then(|at| body.iova.checked_add(at));
-                if let Some(at) = at.filter(|_| page < bits) {
-                    // Counted whether or not anything is mapped there.
-                    domain.mark_dirty(at);
-                    body.out_nr_dirty += 1;
-                }
+    // All of it is read before anything is marked: where its end is missing, nothing is.
+    let mut bitmap = Vec::new();
+    let bytes = bits.div_ceil(8) as usize;
+    bitmap.try_reserve_exact(bytes).map_err(|_| Errno::ENOMEM)?;
+    bitmap.resize(bytes, 0u8);
+    call.memory.read(body.uptr, &mut bitmap)?;
+    for (byte, &set) in (0..).zip(&bitmap).filter(|(_, set)| **set != 0) {
+        for bit in (0..8).filter(|bit| set & (1 << bit) != 0) {
+            let page: u64 = byte * 8 + bit;
+            let at = page.checked_mul(body.page_size).and_then(|at| body.iova.checked_add(at));
+            if let Some(at) = at.filter(|_| page < bits) {
+                // Counted whether or not anything is mapped there.
+                domain.mark_dirty(at);
+                body.out_nr_dirty += 1;
             }
         }
-        done += piece.len() as u64;
     }
     command.set_body(&body);
     call.respond(command)
