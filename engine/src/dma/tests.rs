@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -34,6 +34,13 @@ impl FakePin {
         assert!(offset <= self.words.len() as u64 * 8);
         self.words.as_ptr().cast_mut().cast::<u8>().wrapping_add(offset as usize)
     }
+
+    /// What devices read and write others do at the same time, with atomics of any width.
+    fn byte(&self, offset: u64) -> &AtomicU8 {
+        assert!(offset < self.words.len() as u64 * 8);
+        // SAFETY: inside of `words`, which is of atomics: all who share the pin use such.
+        unsafe { AtomicU8::from_ptr(self.bytes(offset)) }
+    }
 }
 
 impl Pin for FakePin {
@@ -47,14 +54,16 @@ impl Pin for FakePin {
     }
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
         assert!(offset + into.len() as u64 <= self.words.len() as u64 * 8);
-        // SAFETY: inside of `words`; the tests that share a pin use atomics or one thread.
-        unsafe { self.bytes(offset).copy_to(into.as_mut_ptr(), into.len()) };
+        for (byte, at) in into.iter_mut().zip(offset..) {
+            *byte = self.byte(at).load(Ordering::Relaxed);
+        }
         Ok(())
     }
     fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
         assert!(offset + from.len() as u64 <= self.words.len() as u64 * 8);
-        // SAFETY: as in `read`.
-        unsafe { self.bytes(offset).copy_from(from.as_ptr(), from.len()) };
+        for (byte, at) in from.iter().zip(offset..) {
+            self.byte(at).store(*byte, Ordering::Relaxed);
+        }
         Ok(())
     }
     fn compare_exchange(
