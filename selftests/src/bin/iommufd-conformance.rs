@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::OpenOptions;
 use std::io::{BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -86,6 +86,13 @@ enum Command {
         /// Stops after so many minutes.
         #[arg(long)]
         minutes: Option<f64>,
+        /// Also destroys mock devices while PASIDs of theirs are attached, which leaves objects behind
+        /// in Linux 7.3.
+        #[arg(long)]
+        attached_pasids: bool,
+        /// A directory for the calls of programs with a bad end, a file each.
+        #[arg(long)]
+        calls_of_bad: Option<PathBuf>,
     },
     /// Ends what serves a side.
     Quit {
@@ -221,35 +228,8 @@ fn run(command: Command) -> Result<bool, String> {
             }
             Ok(true)
         }
-        Command::Threads { side, seeds, minutes } => {
-            let (begin, limit) =
-                (Instant::now(), minutes.map(|m| Duration::from_secs_f64(m * 60.)));
-            let (mut programs, mut bad) = (0, 0);
-            let mut peer = Peer::open(&side)?;
-            let end = seeds.seed + seeds.programs;
-            for first in (seeds.seed..end).step_by(THREADS_AT_ONCE) {
-                if limit.is_some_and(|limit| begin.elapsed() > limit) {
-                    break;
-                }
-                let last = (first + THREADS_AT_ONCE as u64).min(end) - 1;
-                for line in peer.done(&Task::Threads { first, last, calls: seeds.calls })? {
-                    programs += 1;
-                    match line {
-                        Line::Threads { wrong: None, .. } => {}
-                        Line::Threads { seed, wrong: Some(wrong) } => {
-                            bad += 1;
-                            println!("seed {seed}: {wrong}");
-                        }
-                        Line::Lost { seed, why } => {
-                            bad += 1;
-                            println!("seed {}: {why}", seed.unwrap_or(0));
-                        }
-                        _ => programs -= 1,
-                    }
-                }
-            }
-            println!("{programs} programs on threads, {bad} bad ends");
-            Ok(bad == 0)
+        Command::Threads { side, seeds, minutes, attached_pasids, calls_of_bad } => {
+            on_threads(&side, &seeds, minutes, attached_pasids, calls_of_bad.as_deref())
         }
         Command::Quit { side } => Peer::open(&side)?.done(&Task::Quit).map(|_| true),
         Command::Record { side, seeds, about, file } => {
@@ -278,6 +258,50 @@ fn run(command: Command) -> Result<bool, String> {
             Ok(wrong == 0)
         }
     }
+}
+
+/// Plays programs on threads; whether all came to a good end.
+fn on_threads(
+    side: &str,
+    seeds: &Seeds,
+    minutes: Option<f64>,
+    attached_pasids: bool,
+    calls_of_bad: Option<&Path>,
+) -> Result<bool, String> {
+    let (begin, limit) = (Instant::now(), minutes.map(|m| Duration::from_secs_f64(m * 60.)));
+    let (mut programs, mut bad) = (0, 0);
+    let mut peer = Peer::open(side)?;
+    let end = seeds.seed + seeds.programs;
+    for first in (seeds.seed..end).step_by(THREADS_AT_ONCE) {
+        if limit.is_some_and(|limit| begin.elapsed() > limit) {
+            break;
+        }
+        let last = (first + THREADS_AT_ONCE as u64).min(end) - 1;
+        let task = Task::Threads { first, last, calls: seeds.calls, attached_pasids };
+        for line in peer.done(&task)? {
+            programs += 1;
+            match line {
+                Line::Threads { wrong: None, .. } => {}
+                Line::Threads { seed, wrong: Some(wrong), played } => {
+                    bad += 1;
+                    println!("seed {seed}: {wrong}");
+                    if let Some(dir) = calls_of_bad {
+                        let path = dir.join(seed.to_string());
+                        let text = show::on_threads(&played);
+                        std::fs::write(&path, text)
+                            .map_err(|error| format!("{}: {error}", path.display()))?;
+                    }
+                }
+                Line::Lost { seed, why } => {
+                    bad += 1;
+                    println!("seed {}: {why}", seed.unwrap_or(0));
+                }
+                _ => programs -= 1,
+            }
+        }
+    }
+    println!("{programs} programs on threads, {bad} bad ends");
+    Ok(bad == 0)
 }
 
 fn read_known(path: PathBuf) -> Result<Vec<Known>, String> {

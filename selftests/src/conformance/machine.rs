@@ -12,7 +12,7 @@ use super::step::{Argument, Call, Patch, Place, Poke, Step, Value};
 use super::{process, rules};
 
 /// The first descriptor that a program may have: those below are the same in every worker.
-const FIRST_DESCRIPTOR: u32 = 3;
+pub(super) const FIRST_DESCRIPTOR: u32 = 3;
 /// From here on descriptors belong to the worker.
 pub(super) const OWN_DESCRIPTORS: u32 = 200;
 

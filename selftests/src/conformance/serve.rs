@@ -55,6 +55,9 @@ pub enum Task {
         last: u64,
         /// Calls of each thread.
         calls: u32,
+        /// Whether mock devices are destroyed while PASIDs of theirs are attached, which Linux 7.3
+        /// does not get over.
+        attached_pasids: bool,
     },
     /// What a file says, for ports that take short lines only.
     File(PathBuf),
@@ -95,6 +98,8 @@ pub enum Line {
         seed: u64,
         /// What is wrong with its end, if anything.
         wrong: Option<String>,
+        /// Then also its calls, in the order in which they began.
+        played: Vec<(Step, Reply)>,
     },
     /// A program that did not come to its end.
     Lost {

@@ -6,7 +6,7 @@ use ioctl_abi::Command;
 use ioctl_abi::print::{IoctlName, print_call};
 
 use super::reply::Reply;
-use super::step::{Argument, Call, Place};
+use super::step::{Argument, Call, Place, Step};
 
 /// A call's name alone, for reports: of a selftest's command its operation.
 pub fn name(call: &Call) -> String {
@@ -126,4 +126,13 @@ pub fn line(call: &Call, reply: Option<&Reply>) -> String {
         }
     }
     text
+}
+
+/// The calls of a program on threads, a line each, in the order in which they began: the call's number,
+/// which of a thread begins with the thread's, and what [`line()`] shows.
+pub fn on_threads(played: &[(Step, Reply)]) -> String {
+    played.iter().fold(String::new(), |mut text, (step, reply)| {
+        let _ = writeln!(text, "{:>6} {}", step.number, line(&step.call, Some(reply)));
+        text
+    })
 }

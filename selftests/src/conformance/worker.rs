@@ -15,6 +15,7 @@ use super::machine::{Device, Machine, OWN_DESCRIPTORS};
 use super::reply::Reply;
 use super::serve::{Line, Task};
 use super::step::Step;
+use super::threads;
 
 /// How long a worker may say nothing. A program takes milliseconds, on a busy machine seconds.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -187,9 +188,10 @@ fn work(
                 say(&Line::Played { step, reply })?;
             }
         }
-        Task::Threads { first, last, calls } => {
+        Task::Threads { first, last, calls, attached_pasids } => {
+            let plan = threads::Plan { calls: *calls, attached_pasids: *attached_pasids };
             for seed in *first..=*last {
-                say(&super::threads::play(device, seed, *calls)?)?;
+                say(&threads::play(device, seed, plan)?)?;
             }
         }
         Task::Kept { .. } | Task::File(_) | Task::Quit => {}

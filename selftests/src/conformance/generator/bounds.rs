@@ -5,13 +5,15 @@ use std::mem::offset_of;
 
 use ioctl_abi::Command;
 use ioctl_abi::iommufd::{IOMMU_HW_QUEUE_ALLOC, iommu_hw_queue_alloc};
-use ioctl_abi::selftest::IOMMU_TEST_OP_PASID_ATTACH;
+use ioctl_abi::selftest::{
+    IOMMU_TEST_OP_PASID_ATTACH, IOMMU_TEST_OP_PASID_DETACH, iommu_test_cmd, iommu_test_pasid_attach,
+};
 
 use super::super::arena::PAGE;
 use super::super::reply::number;
 use super::super::rules;
 use super::super::step::{Argument, Call};
-use super::state::{Kind, State};
+use super::state::State;
 
 /// An id that no program has.
 const NOBODY: u32 = 0x7fff_fff0;
@@ -27,6 +29,25 @@ pub(super) fn keep(call: &mut Call, state: &State) {
     }
     within_a_page(call, state);
     without_pasids(call, state);
+}
+
+/// Remembers the PASIDs that a call which succeeded attached or detached: what it was made from does
+/// not tell, as it may have been spoiled into another.
+pub(super) fn learn(call: &Call, state: &mut State) {
+    let (Some((Command::Test, Some(op))), Call::Ioctl { argument, .. }) =
+        (rules::command(call), call)
+    else {
+        return;
+    };
+    let Argument::Struct { bytes, .. } = argument else { return };
+    let pasid = offset_of!(iommu_test_cmd, body) + offset_of!(iommu_test_pasid_attach, pasid);
+    let device = number(bytes, offset_of!(iommu_test_cmd, id), 4);
+    let attachment = (state.context, device, number(bytes, pasid, 4) as u32);
+    match op {
+        IOMMU_TEST_OP_PASID_ATTACH => state.pasids.push(attachment),
+        IOMMU_TEST_OP_PASID_DETACH => state.pasids.retain(|attached| *attached != attachment),
+        _ => {}
+    }
 }
 
 /// Whether a queue of several pages can be made depends on whether their frames are contiguous, which
@@ -68,14 +89,8 @@ fn without_pasids(call: &mut Call, state: &State) {
         return;
     };
     let id = number(bytes, 4, 4);
-    let attached = |object: &&super::state::Object| {
-        object.kind == Kind::MockDevice
-            && object.id.literal == id
-            && state.pasids.iter().any(|(context, device, _)| {
-                *context == object.context && *device == object.id.literal
-            })
-    };
-    if bytes.len() >= 8 && state.objects.iter().any(|object| attached(&object)) {
+    // In whichever context: a call may be spoiled into another one's.
+    if bytes.len() >= 8 && state.pasids.iter().any(|(_, device, _)| *device == id) {
         bytes[4..8].copy_from_slice(&NOBODY.to_le_bytes());
         patches.retain(|patch| patch.offset != 4);
     }

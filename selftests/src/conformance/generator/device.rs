@@ -1,13 +1,10 @@
 //! Mock devices, HWPTs, PASIDs, and what the selftest checks of them.
 
-use std::mem::offset_of;
-
 use ioctl_abi::Command;
 use ioctl_abi::iommufd::*;
 use ioctl_abi::selftest::*;
 
 use super::super::arena::BUFFER;
-use super::super::reply::Reply;
 use super::super::rng::Rng;
 use super::super::step::Value;
 use super::draft::{Draft, half_words};
@@ -132,8 +129,9 @@ pub(super) fn parent(state: &mut State, rng: &mut Rng) -> Option<Made> {
 
 pub(super) fn with_queue(state: &mut State, rng: &mut Rng) -> Option<Made> {
     let ioas = state.any(Kind::Ioas, rng)?.id;
-    let flags = IOMMU_HWPT_FAULT_ID_VALID
-        | *rng.pick(&[0, 0, IOMMU_HWPT_ALLOC_PASID, IOMMU_HWPT_ALLOC_NEST_PARENT]);
+    let other =
+        [0, 0, 0, IOMMU_HWPT_ALLOC_PASID, IOMMU_HWPT_ALLOC_PASID, IOMMU_HWPT_ALLOC_NEST_PARENT];
+    let flags = IOMMU_HWPT_FAULT_ID_VALID | *rng.pick(&other);
     let draft = Draft::new(Command::HwptAlloc)
         .set("flags", flags)
         .set("dev_id", state.any(Kind::Device, rng)?.id)
@@ -235,27 +233,42 @@ fn pasid_table(state: &State, rng: &mut Rng) -> Option<Value> {
     }
 }
 
-/// The PASID that a call attached or detached, which may have been spoiled: its context, mock device
-/// and number.
-fn attachment(state: &State, reply: &Reply) -> (usize, u64, u32) {
-    let pasid = offset_of!(iommu_test_cmd, body) + offset_of!(iommu_test_pasid_attach, pasid);
-    let device = reply.out(offset_of!(iommu_test_cmd, id), 4);
-    (state.context, device, reply.out(pasid, 4) as u32)
+fn pasid_attach(state: &mut State, rng: &mut Rng) -> Option<Made> {
+    let (mock, pasid) = (with_pasids(state, rng)?, pasid(rng));
+    let table = pasid_table(state, rng)?;
+    let queued = state.objects.iter().any(|object| {
+        object.context == state.context
+            && object.id.literal == table.literal
+            && object.flags & u64::from(IOMMU_HWPT_FAULT_ID_VALID) != 0
+            && matches!(object.kind, Kind::Hwpt | Kind::Nested)
+    });
+    let call = Draft::test(IOMMU_TEST_OP_PASID_ATTACH, mock.id)
+        .set("pasid", pasid)
+        .set("pt_id", table)
+        .call(state);
+    Some(call.then(move |state, _, _| {
+        if let Some(device) = mock.other.filter(|_| queued) {
+            state.faulting.push((state.context, device, pasid));
+        }
+    }))
 }
 
-fn pasid_attach(state: &mut State, rng: &mut Rng) -> Option<Made> {
-    let (device, pasid) = (with_pasids(state, rng)?.id, pasid(rng));
-    let call = Draft::test(IOMMU_TEST_OP_PASID_ATTACH, device)
-        .set("pasid", pasid)
-        .set("pt_id", pasid_table(state, rng)?)
-        .call(state);
-    Some(call.then(move |state, reply, _| state.pasids.push(attachment(state, reply))))
+/// A mock device and a PASID of it; mostly one that is attached.
+fn attached(state: &State, rng: &mut Rng) -> Option<(Value, u32)> {
+    let here: Vec<_> = state.pasids.iter().filter(|(at, ..)| *at == state.context).collect();
+    Some(match rng.any(&here) {
+        Some(&&(_, device, pasid)) if rng.chance(60) => {
+            (state.all(Kind::MockDevice).iter().find(|mock| mock.id.literal == device)?.id, pasid)
+        }
+        _ => (with_pasids(state, rng)?.id, pasid(rng)),
+    })
 }
 
 fn pasid_replace(state: &mut State, rng: &mut Rng) -> Option<Made> {
+    let (device, pasid) = attached(state, rng)?;
     Some(
-        Draft::test(IOMMU_TEST_OP_PASID_REPLACE, with_pasids(state, rng)?.id)
-            .set("pasid", pasid(rng))
+        Draft::test(IOMMU_TEST_OP_PASID_REPLACE, device)
+            .set("pasid", pasid)
             .set("pt_id", pasid_table(state, rng)?)
             .call(state)
             .into(),
@@ -263,21 +276,8 @@ fn pasid_replace(state: &mut State, rng: &mut Rng) -> Option<Made> {
 }
 
 fn pasid_detach(state: &mut State, rng: &mut Rng) -> Option<Made> {
-    // Mostly one that is attached.
-    let here: Vec<_> = state.pasids.iter().filter(|(at, ..)| *at == state.context).collect();
-    let (device, pasid) = match rng.any(&here) {
-        Some(&&(_, device, pasid)) if rng.chance(60) => {
-            (state.all(Kind::MockDevice).iter().find(|mock| mock.id.literal == device)?.id, pasid)
-        }
-        _ => (with_pasids(state, rng)?.id, pasid(rng)),
-    };
-    let call = Draft::test(IOMMU_TEST_OP_PASID_DETACH, device).set("pasid", pasid).call(state);
-    Some(call.then(move |state, reply, _| {
-        let gone = attachment(state, reply);
-        let detached =
-            reply.out(offset_of!(iommu_test_cmd, op), 4) == u64::from(IOMMU_TEST_OP_PASID_DETACH);
-        state.pasids.retain(|attached| !detached || *attached != gone);
-    }))
+    let (device, pasid) = attached(state, rng)?;
+    Some(Draft::test(IOMMU_TEST_OP_PASID_DETACH, device).set("pasid", pasid).call(state).into())
 }
 
 fn pasid_check(state: &mut State, rng: &mut Rng) -> Option<Made> {

@@ -1,17 +1,18 @@
 //! I/O page faults: queues, HWPTs that use them, responses.
 
 use ioctl_abi::Command;
+use ioctl_abi::iommufd::IOMMU_HWPT_FAULT_ID_VALID;
 use ioctl_abi::selftest::*;
 
 use super::super::arena::BUFFER;
 use super::super::rng::Rng;
-use super::super::step::{Call, Poke};
+use super::super::step::{Call, Poke, Value};
 use super::draft::{Draft, half_words};
 use super::state::{Kind, State, out};
 use super::{Made, Recipe};
 
 pub(super) const RECIPES: &[(u64, Recipe)] =
-    &[(3, queue), (12, fault), (9, read), (10, respond), (3, poll), (1, close)];
+    &[(3, queue), (5, attach), (12, fault), (9, read), (10, respond), (3, poll), (1, close)];
 
 pub(super) fn queue(state: &mut State, _: &mut Rng) -> Option<Made> {
     let draft = Draft::new(Command::FaultQueueAlloc);
@@ -22,11 +23,37 @@ pub(super) fn queue(state: &mut State, _: &mut Rng) -> Option<Made> {
     }))
 }
 
+/// A fault without a PASID says so by this number.
+const NO_PASID: u32 = 0;
+
+/// Puts a mock device behind an HWPT that has a queue: from there its faults reach the program.
+pub(super) fn attach(state: &mut State, rng: &mut Rng) -> Option<Made> {
+    let mut all = state.all(Kind::Hwpt);
+    all.extend(state.all(Kind::Nested));
+    all.retain(|hwpt| hwpt.flags & u64::from(IOMMU_HWPT_FAULT_ID_VALID) != 0);
+    let (hwpt, mock) = (rng.any(&all)?.id, state.any(Kind::MockDevice, rng)?);
+    let call =
+        Draft::test(IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE, mock.id).set("pt_id", hwpt).call(state);
+    Some(call.then(move |state, _, _| {
+        if let Some(device) = mock.other {
+            state.faulting.push((state.context, device, NO_PASID));
+        }
+    }))
+}
+
 fn fault(state: &mut State, rng: &mut Rng) -> Option<Made> {
+    let here: Vec<_> = state.faulting.iter().filter(|(at, ..)| *at == state.context).collect();
+    let (device, pasid): (Value, u32) = match rng.any(&here) {
+        Some(&&(_, device, pasid)) if rng.chance(75) => (device, pasid),
+        _ => (state.any(Kind::Device, rng)?.id, NO_PASID),
+    };
+    // With another PASID, only a first stage's faults reach a queue.
+    let other = *rng.pick(&[u32::MAX, u32::MAX, NO_PASID, 1, 2, 100, 1024]);
+    let pasid = if rng.chance(70) { pasid } else { other };
     Some(
         Draft::test(IOMMU_TEST_OP_TRIGGER_IOPF, 0_u64)
-            .set("dev_id", state.any(Kind::Device, rng)?.id)
-            .set("pasid", *rng.pick(&[u32::MAX, u32::MAX, u32::MAX, 1, 2, 100, 1024]))
+            .set("dev_id", device)
+            .set("pasid", pasid)
             .set("grpid", rng.below(4))
             .set("perm", rng.below(16))
             .set("addr", state.iova(rng))

@@ -91,7 +91,13 @@ const THEMES: &[Theme] = &[
         weights: [10, 15, 0, 2, 60, 5, 0, 2, 4],
     },
     Theme {
-        prelude: &[ioas::alloc, device::mock_with_flags, faults::queue, device::with_queue],
+        prelude: &[
+            ioas::alloc,
+            device::mock_with_flags,
+            faults::queue,
+            device::with_queue,
+            faults::attach,
+        ],
         weights: [8, 35, 0, 0, 8, 40, 0, 2, 3],
     },
     Theme { prelude: &[ioas::alloc, vfio::choose_first], weights: [15, 10, 0, 5, 0, 0, 60, 5, 4] },
@@ -108,6 +114,8 @@ pub struct Generator {
     calls: u32,
     spoil: u64,
     learn: Option<Learn>,
+    /// The call made last.
+    last: Option<Call>,
 }
 
 impl Generator {
@@ -117,7 +125,7 @@ impl Generator {
         let theme = rng.pick(THEMES);
         let spoil = *rng.pick(&[0, 4, 10, 25]);
         let state = State::new(&mut rng);
-        Self { rng, state, theme, made: 0, calls, spoil, learn: None }
+        Self { rng, state, theme, made: 0, calls, spoil, learn: None, last: None }
     }
 
     /// A program that goes on from here in its own way, for `calls` calls.
@@ -126,7 +134,7 @@ impl Generator {
         let rng = Rng::new(rng.next() ^ way);
         let made = self.made + 100_000 * way as u32;
         let (state, theme, spoil) = (self.state.clone(), self.theme, self.spoil);
-        Self { rng, state, theme, made, calls: made + calls, spoil, learn: None }
+        Self { rng, state, theme, made, calls: made + calls, spoil, learn: None, last: None }
     }
 
     /// The next call; `None` at the end.
@@ -158,13 +166,20 @@ impl Generator {
         bounds::keep(&mut made.call, state);
         self.made += 1;
         self.learn = made.learn;
+        self.last = Some(made.call.clone());
         Some(Step { number, call: made.call })
     }
 
     /// What the call made last answered.
     pub fn learn(&mut self, reply: &Reply) {
-        let learn = self.learn.take();
-        if let Some(learn) = learn.filter(|_| reply.ok()) {
+        let (learn, last) = (self.learn.take(), self.last.take());
+        if !reply.ok() {
+            return;
+        }
+        if let Some(call) = last {
+            bounds::learn(&call, &mut self.state);
+        }
+        if let Some(learn) = learn {
             learn(&mut self.state, reply, self.made - 1);
         }
     }

@@ -89,6 +89,9 @@ pub(super) struct State {
     pub(super) cookies: Vec<(Value, u32)>,
     /// PASIDs that are attached: the context, the mock device's id and the PASID.
     pub(super) pasids: Vec<(usize, u64, u32)>,
+    /// What was attached to an HWPT with a fault queue: the context, the device and the PASID, or
+    /// 0 for none.
+    pub(super) faulting: Vec<(usize, Value, u32)>,
     /// Whether 2 MiB pages are mapped at [`arena::HUGE`].
     pub(super) huge: bool,
     /// Whether IOVAs and lengths are mostly of whole pages.
@@ -111,6 +114,7 @@ impl State {
             offers: Vec::new(),
             cookies: Vec::new(),
             pasids: Vec::new(),
+            faulting: Vec::new(),
             huge: false,
             tidy: rng.chance(75),
         }
