@@ -196,7 +196,7 @@ fn rights_and_errors_are_the_kernels() {
 
 #[test]
 fn memory_that_its_process_only_reads_is_pinned() {
-    rows(&["rom:anon", "rom:thp", "rom:zero", "rom:copy", "rom-code"]);
+    rows(&["rom:anon", "rom:thp", "rom:zero", "rom:copy", "rom-code", "rom-sealed"]);
     rows(&["rom-gone:anon", "rom-gone:thp", "rom-gone:zero", "rom-gone:copy"]);
     rows(&["rom-over:anon", "rom-over:zero", "rom-over:copy"]);
     rows(&["rom-fork:anon", "rom-fork:thp", "rom-fork:zero", "rom-fork:copy"]);

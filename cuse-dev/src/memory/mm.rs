@@ -93,7 +93,9 @@ impl Mm {
     pub(super) fn rests(&self) -> bool {
         let (pid, waiting) = WAITING.get();
         let helper = self.parking.lock().tid();
-        pid == self.pid && rest::only_user(waiting, helper)
+        // Who was answered for may be gone, and its number another's.
+        let waits = pid == self.pid && copying::still_there().is_ok();
+        waits && rest::only_user(waiting, helper)
     }
 
     /// What most pages of a range seem to be.

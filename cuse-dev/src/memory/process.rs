@@ -186,7 +186,9 @@ impl ProcessMemory {
             (true, _) => None,
             (false, true) => return Err(Refusal::Way(CLOSED)),
             (false, false) if !self.mm.rests() => return Err(Refusal::Way(READ_ONLY)),
-            (false, false) => Some(Unlocked::new(&helper, vma).map_err(|_| Refusal::Way(LOCKED))?),
+            (false, false) => {
+                Some(Unlocked::new(&self.mm, &helper, vma).map_err(|_| Refusal::Way(LOCKED))?)
+            }
         };
         let error = match Registered::new(&self.host, &self.mm, &helper, address, length) {
             Ok(registered) => return Ok(registered),

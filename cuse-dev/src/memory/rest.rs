@@ -11,11 +11,13 @@ use std::sync::Arc;
 use engine::Errno;
 
 use super::helper::Helper;
+use super::mm::Mm;
 use super::vma::Vma;
 use crate::caller::{status, sys};
 
 /// A mapping that its process may write to until this is dropped.
 pub(super) struct Unlocked {
+    mm: Arc<Mm>,
     helper: Arc<Helper>,
     addresses: Range<u64>,
     rights: i32,
@@ -23,18 +25,20 @@ pub(super) struct Unlocked {
 
 impl Unlocked {
     /// Makes all of `vma` writable: a part would become a mapping of its own, and stay it.
-    pub(super) fn new(helper: &Arc<Helper>, vma: &Vma) -> Result<Self, Errno> {
+    pub(super) fn new(mm: &Arc<Mm>, helper: &Arc<Helper>, vma: &Vma) -> Result<Self, Errno> {
         let right = |has: bool, right| if has { right } else { 0 };
         let rights = right(vma.readable, libc::PROT_READ) | right(vma.executable, libc::PROT_EXEC);
         let addresses = vma.start..vma.end;
         helper.protect(addresses.clone(), rights | libc::PROT_WRITE)?;
-        Ok(Self { helper: helper.clone(), addresses, rights })
+        Ok(Self { mm: mm.clone(), helper: helper.clone(), addresses, rights })
     }
 }
 
 impl Drop for Unlocked {
     fn drop(&mut self) {
-        if let Err(error) = self.helper.protect(self.addresses.clone(), self.rights) {
+        if let Err(error) = self.helper.protect(self.addresses.clone(), self.rights)
+            && !self.mm.gone()
+        {
             let Range { start, end } = self.addresses;
             tracing::error!(%error, "{start:#x}-{end:#x} of a caller stays writable");
         }

@@ -119,7 +119,7 @@ int main(int argc, char **argv)
         { "read-only-file", row_read_only_file },
         { "late-without-pages", row_late_without_pages }, { "no-limit", row_no_limit },
         { "account-fork", row_account_fork }, { "rom-code", row_rom_code },
-        { "rom-thread", row_rom_thread }, { "rom-sharer", row_rom_sharer },
+        { "rom-sealed", row_rom_sealed }, { "rom-thread", row_rom_thread }, { "rom-sharer", row_rom_sharer },
     };
     char name[64];
     enum kind kind = ANON;

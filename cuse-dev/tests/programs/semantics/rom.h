@@ -191,6 +191,21 @@ static void row_rom_code(void)
     unmap(2 * PAGE);
 }
 
+/* The process itself has seen to it that nobody makes it writable again. */
+static void row_rom_sealed(void)
+{
+    enum { MSEAL = 462 };
+    char *at = rom(ANON, 2);
+    if (syscall(MSEAL, at, 2 * PAGE, 0) != 0)
+        exit(SKIPPED);
+    begin();
+    map_rom(at, 2 * PAGE);
+    SEES(IOVA, 'a');
+    SEES(IOVA + PAGE, 'a');
+    CHECK(!may_write(at) && mprotect(at, PAGE, PROT_READ | PROT_WRITE) == -1);
+    unmap(2 * PAGE);
+}
+
 static struct { char *at; int go_on, tries, wrote; } watched;
 
 static int try_to_write(void)
@@ -220,7 +235,7 @@ static int process_that_tries(void *unused)
 /* Whoever else runs in the memory finds it as it is protected, at any time. */
 static void map_while_watched(void)
 {
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < 50; i++) {
         int tries = __atomic_load_n(&watched.tries, __ATOMIC_SEQ_CST);
         while (__atomic_load_n(&watched.tries, __ATOMIC_SEQ_CST) == tries)
             sched_yield();
