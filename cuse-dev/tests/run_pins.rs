@@ -68,6 +68,11 @@ fn a_page_counts_once_in_vmpin() {
 }
 
 #[test]
+fn a_limit_may_be_raised_after_the_first_map() {
+    pinned("raised");
+}
+
+#[test]
 fn many_threads_call_at_once() {
     pinned("threads");
 }

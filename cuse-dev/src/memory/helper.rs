@@ -7,14 +7,17 @@
 //! so that the caller never sees it as its own. It ends with this process, and is ended when the
 //! process that it came from exits or executes another program ([`super::watch`]).
 
+use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine::Errno;
 use parking_lot::Mutex;
 
+use super::errno;
 use super::mm::Mm;
 use super::ring::{IORING_REGISTER_BUFFERS_UPDATE, Params, Ring, update_bytes};
 use super::rings::{Grain, Rings, Wanted};
@@ -59,7 +62,7 @@ impl Helper {
         match Self::set_up(&mut tracee) {
             Ok((pidfd, scratch)) => Ok(Self {
                 uffd: uffd(&mut tracee, &pidfd),
-                limited: limited(tracee.tid()),
+                limited: limited(&mut tracee, scratch),
                 tid: tracee.tid(),
                 pidfd,
                 tracer: tracer.clone(),
@@ -197,11 +200,36 @@ impl Helper {
 /// keeps the caller's limit, and the kernel's own count has more in it (rings, and all of a huge
 /// page of which a part is pinned). Not without end, for the caller can write what the helper is
 /// asked to pin.
-fn limited(tid: u32) -> bool {
+fn limited(tracee: &mut Tracee, scratch: u64) -> bool {
     const MORE: u64 = 64 << 20;
+    let tid = tracee.tid();
     let limit = sys::memlock_limit(tid).unwrap_or(0);
-    sys::raise_memlock(tid, limit.saturating_mul(2).saturating_add(MORE));
+    let wanted = limit.saturating_mul(2).saturating_add(MORE);
+    sys::raise_memlock(tid, wanted);
+    if let Err(error) = raise_own_limit(tracee, scratch, wanted) {
+        tracing::debug!(tid, %error, "a helper keeps the limit of its process");
+    }
     limit != u64::MAX && sys::effective_capability(tid, sys::CAP_IPC_LOCK) != Ok(true)
+}
+
+/// Has the helper raise its `RLIMIT_MEMLOCK` itself, to `wanted` or as far as that takes no right: the
+/// limit of a process with another real user than ours (a set-user-ID program) is not ours to change.
+fn raise_own_limit(tracee: &mut Tracee, scratch: u64, wanted: u64) -> Result<(), Errno> {
+    let path = format!("/proc/{}/mem", tracee.tid());
+    let memory = File::options().read(true).write(true).open(path).map_err(|e| errno(&e))?;
+    let which = u64::from(libc::RLIMIT_MEMLOCK);
+    tracee.call(libc::SYS_prlimit64, [0, which, 0, scratch, 0, 0])?;
+    // `struct rlimit64`: the soft limit, the hard one.
+    let mut limits = [0; 16];
+    memory.read_exact_at(&mut limits, scratch).map_err(|error| errno(&error))?;
+    let (words, _) = limits.as_chunks::<8>();
+    let [soft, hard] = [words[0], words[1]].map(u64::from_ne_bytes);
+    let most = wanted.min(hard);
+    if most <= soft {
+        return Ok(());
+    }
+    memory.write_all_at(&most.to_ne_bytes(), scratch).map_err(|error| errno(&error))?;
+    tracee.call(libc::SYS_prlimit64, [0, which, scratch, 0, 0, 0]).map(drop)
 }
 
 /// A userfaultfd of the mm. Without one nothing tells what happens to the mm.

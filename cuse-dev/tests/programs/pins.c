@@ -2,6 +2,7 @@
  * with 0 when all went as with the kernel. */
 #include "iommufd.h"
 
+#include <linux/capability.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -129,6 +130,27 @@ static void limited(void)
         CHECK(map(b, at, 16 * PAGE, IOVA) == 0);
         CHECK(unmap(b, 16 * PAGE, IOVA) == 0);
     }
+}
+
+/* The limit of the first map is not that of later ones, also of who is another user than it acts as. */
+static void raised(void)
+{
+    struct { uint32_t version, pid; } header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+    struct { uint32_t effective, permitted, inheritable; } none[2] = { 0 };
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_MEMLOCK, &limit) == 0);
+    limit.rlim_cur = 2 * PAGE;
+    CHECK(setrlimit(RLIMIT_MEMLOCK, &limit) == 0);
+    if (geteuid() == 0)
+        CHECK(setresuid(100000 + getpid(), -1, -1) == 0);
+    /* Who has CAP_IPC_LOCK has no limit. */
+    CHECK(syscall(SYS_capset, &header, none) == 0);
+    struct bench b = bench();
+    char *at = memory(64);
+    CHECK(map(b, at, PAGE, IOVA) == 0);
+    limit.rlim_cur = limit.rlim_max;
+    CHECK(setrlimit(RLIMIT_MEMLOCK, &limit) == 0);
+    CHECK(map(b, at + PAGE, 63 * PAGE, 2 * IOVA) == 0);
 }
 
 static pthread_barrier_t barrier;
@@ -277,6 +299,8 @@ int main(int argc, char **argv)
         stuck();
     else if (!strcmp(what, "limited"))
         limited();
+    else if (!strcmp(what, "raised"))
+        raised();
     else if (!strcmp(what, "threads"))
         threads();
     else if (!strcmp(what, "interrupted"))
