@@ -2,9 +2,11 @@
 //!
 //! What each call answers then depends on the order, so that two sides cannot be compared. What
 //! must hold in any order is checked instead: the program ends; an id is given out again only after
-//! its object was destroyed; at the end every object can be destroyed, the next one gets the first
-//! id again, and no page of the program is pinned any more.
+//! its object was destroyed; at the end each IOAS has as many bytes mapped as were mapped and not
+//! unmapped, every object can be destroyed, the next one gets the first id again, and no page of the
+//! program is pinned any more.
 
+mod balance;
 mod end;
 mod pasids;
 
