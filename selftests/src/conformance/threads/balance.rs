@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::mem::offset_of;
+use std::ops::RangeInclusive;
 
 use ioctl_abi::Command;
 use ioctl_abi::iommufd::*;
@@ -12,9 +13,10 @@ use super::super::reply::Reply;
 use super::super::rules;
 use super::super::step::{Call, Step};
 
-/// The bytes that each IOAS of a program has mapped, by its id; of those only of which the calls tell.
-pub(super) fn mapped(played: &[(Step, Reply)]) -> BTreeMap<u32, u64> {
-    let mut all = BTreeMap::<u32, Option<u64>>::new();
+/// The bytes that each IOAS of a program may have mapped, by its id; of those only of which the calls
+/// tell. It is one number, unless an unmap failed: what lay before the area that it met is gone.
+pub(super) fn mapped(played: &[(Step, Reply)]) -> BTreeMap<u32, RangeInclusive<i128>> {
+    let mut all = BTreeMap::<u32, Option<(i128, i128)>>::new();
     let mut contexts = 0;
     for (step, reply) in played {
         contexts += usize::from(matches!(step.call, Call::Open { .. }) && reply.ok());
@@ -25,25 +27,27 @@ pub(super) fn mapped(played: &[(Step, Reply)]) -> BTreeMap<u32, u64> {
         }
         if command == Command::IoasAlloc && reply.ok() {
             let id = reply.out(offset_of!(iommu_ioas_alloc, out_ioas_id), 4) as u32;
-            all.entry(id).and_modify(|bytes| *bytes = None).or_insert(Some(0));
+            all.entry(id).and_modify(|bytes| *bytes = None).or_insert(Some((0, 0)));
         } else if command == Command::Destroy && reply.ok() {
             all.insert(reply.out(offset_of!(iommu_destroy, id), 4) as u32, None);
-        } else if let Some((id, bytes)) = change(command, reply)
+        } else if let Some((id, change)) = change(command, reply)
             && let Some(sum) = all.get_mut(&id)
         {
-            *sum = sum.zip(bytes).map(|(sum, bytes)| sum.wrapping_add(bytes));
+            *sum = sum.zip(change).map(|(sum, change)| (sum.0 + change.0, sum.1 + change.1));
         }
     }
     // Ids of several would have to be told apart by their descriptors.
     if contexts != 1 {
         return BTreeMap::new();
     }
-    all.into_iter().filter_map(|(id, bytes)| Some((id, bytes?))).collect()
+    all.into_iter()
+        .filter_map(|(id, bytes)| bytes.map(|(least, most)| (id, least.max(0)..=most)))
+        .collect()
 }
 
-/// The IOAS that a call maps in or unmaps from, and by how much what is mapped changes (modulo 2^64);
-/// `None` instead of that if the call failed and may have done something.
-fn change(command: Command, reply: &Reply) -> Option<(u32, Option<u64>)> {
+/// The IOAS that a call maps in or unmaps from, and by how much at least and at most what is mapped
+/// changes; `None` instead of that if the call failed and may have mapped something.
+fn change(command: Command, reply: &Reply) -> Option<(u32, Option<(i128, i128)>)> {
     let (id, length, maps) = match command {
         Command::IoasMap => {
             (offset_of!(iommu_ioas_map, ioas_id), offset_of!(iommu_ioas_map, length), true)
@@ -61,17 +65,16 @@ fn change(command: Command, reply: &Reply) -> Option<(u32, Option<u64>)> {
         }
         _ => return None,
     };
-    let (id, length) = (reply.out(id, 4) as u32, reply.out(length, 8));
-    let bytes = match reply.errno() {
-        None => Some(if maps { length } else { length.wrapping_neg() }),
+    let (id, length) = (reply.out(id, 4) as u32, i128::from(reply.out(length, 8)));
+    let change = match (maps, reply.errno()) {
+        (true, None) => Some((length, length)),
+        (false, None) => Some((-length, -length)),
         // The answer could not be written, or the caller's memory was not there.
-        Some(Errno::EFAULT) => None,
-        Some(Errno::ENOENT) => Some(0),
-        // What lies before an area that cannot be unmapped is.
-        Some(_) if !maps => None,
-        Some(_) => Some(0),
+        (true, Some(Errno::EFAULT)) => None,
+        (true, Some(_)) => Some((0, 0)),
+        (false, Some(_)) => Some((-length, 0)),
     };
-    Some((id, bytes))
+    Some((id, change))
 }
 
 #[cfg(test)]
@@ -102,12 +105,13 @@ mod tests {
             played(5, Command::IoasMap, map(1, 0x5000).as_bytes(), -i64::from(libc::EEXIST)),
             played(6, Command::IoasMap, map(2, 0x5000).as_bytes(), 0),
         ];
-        assert_eq!(mapped(&log), BTreeMap::from([(1, 0x2000), (2, 0x5000)]));
-        let failed = -i64::from(libc::EBUSY);
-        log.push(played(7, Command::IoasUnmap, unmap(2, 0x5000).as_bytes(), failed));
-        assert_eq!(mapped(&log), BTreeMap::from([(1, 0x2000)]), "some of it may be gone");
+        assert_eq!(mapped(&log), BTreeMap::from([(1, 0x2000..=0x2000), (2, 0x5000..=0x5000)]));
+        let failed = -i64::from(libc::ENOENT);
+        log.push(played(7, Command::IoasUnmap, unmap(2, 0x1001).as_bytes(), failed));
+        let some = BTreeMap::from([(1, 0x2000..=0x2000), (2, 0x3fff..=0x5000)]);
+        assert_eq!(mapped(&log), some, "an area of it may be gone");
         let destroy = iommu_destroy { size: 8, id: 1 };
         log.push(played(8, Command::Destroy, destroy.as_bytes(), 0));
-        assert_eq!(mapped(&log), BTreeMap::new());
+        assert_eq!(mapped(&log), BTreeMap::from([(2, 0x3fff..=0x5000)]));
     }
 }
