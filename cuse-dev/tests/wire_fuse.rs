@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cuse_dev::wire::mount::{self, Mount, Root};
 use cuse_dev::wire::proto::OpenFlags;
@@ -297,6 +297,32 @@ fn neither_slow_nor_lying_requests_hold_others() {
             assert_eq!(thread.join().unwrap(), Ok(7));
         }
     }
+}
+
+#[test]
+fn each_thread_answers_where_it_read() {
+    let Some((device, mount, _server)) = serve(Root::File { mode: 0o666 }) else { return };
+    let file = Arc::new(open(&mount, "", false).unwrap());
+    let held = {
+        let file = file.clone();
+        std::thread::spawn(move || ioctl(&file, WAIT_SLOW, 0))
+    };
+    // Once the first thread is held, another one sees a poll.
+    let begin = Instant::now();
+    let other = loop {
+        assert!(begin.elapsed() < Duration::from_secs(60), "one descriptor for all threads");
+        let mut asked = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
+        nix::poll::poll(&mut asked, PollTimeout::from(1_u8)).unwrap();
+        let last = device.pollers.lock().unwrap().pop();
+        if let Some((_, channel)) = last.filter(|(_, seen)| !Arc::ptr_eq(seen, &mount.channel())) {
+            break channel;
+        }
+    };
+    // A request that was read from one cannot be answered from another.
+    assert_eq!(ioctl(&file, COUNT, 0), Ok(1));
+    device.open_gate();
+    assert_eq!(held.join().unwrap(), Ok(7));
+    assert_ne!(other.as_fd().as_raw_fd(), mount.channel().as_fd().as_raw_fd());
 }
 
 #[test]

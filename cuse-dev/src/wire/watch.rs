@@ -83,13 +83,11 @@ impl<H: Handler> Shared<H> {
                 (last, ticks) = (now, 0);
             } else if now % 2 == 1 {
                 ticks += 1;
-                let Some(answering) = *self.answering.lock() else { continue };
-                if answering.stalls(ticks)
-                    && self.set_apart(now, &answering.header, answering.by, true)
-                {
+                let Some(answering) = self.answering.lock().clone() else { continue };
+                if answering.stalls(ticks) && self.set_apart(now, &answering, true) {
                     if answering.release {
                         // ENOENT: answered by itself after all.
-                        let _ = self.channel.send(answering.header.unique, 0, &[]);
+                        let _ = answering.channel.send(answering.header.unique, 0, &[]);
                     }
                     self.hand_over();
                     self.handler.stalled(&answering.header, answering.by);
@@ -113,7 +111,7 @@ impl<H: Handler> Shared<H> {
     fn let_the_killed_go(&self) {
         let held: Vec<_> = {
             let apart = self.apart.lock();
-            apart.values().filter(|apart| apart.since.elapsed() >= CARE).copied().collect()
+            apart.values().filter(|apart| apart.since.elapsed() >= CARE).cloned().collect()
         };
         for apart in held {
             // Under the lock, so that the thread is not at another request by now.
@@ -124,7 +122,7 @@ impl<H: Handler> Shared<H> {
             {
                 tracing::info!(tid = apart.header.tid, "a killed caller's request is given up");
                 // ENOENT: answered by itself after all.
-                let _ = self.channel.send(apart.header.unique, -(Errno::EINTR as i32), &[]);
+                let _ = apart.channel.send(apart.header.unique, -(Errno::EINTR as i32), &[]);
             }
         }
     }
