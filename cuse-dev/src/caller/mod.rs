@@ -9,7 +9,6 @@ pub(crate) mod copying;
 mod deaths;
 pub(crate) mod sys;
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -19,6 +18,7 @@ use engine::Errno;
 use engine::caller::{CallerFile, Capability, Process};
 use engine::memory::AddressSpace;
 use parking_lot::RwLock;
+use rustc_hash::FxHashMap;
 
 use crate::memory::Host;
 use crate::memory::file::HostFile;
@@ -34,7 +34,7 @@ const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
 pub struct Callers {
     host: Arc<Host>,
     /// By the id of the calling thread.
-    threads: RwLock<HashMap<u32, Arc<CallerProcess>>>,
+    threads: RwLock<FxHashMap<u32, Arc<CallerProcess>>>,
     /// Set if somebody looks after it.
     deaths: OnceLock<Deaths>,
 }

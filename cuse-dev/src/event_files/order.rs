@@ -5,15 +5,16 @@
 //! released the file before. An inotify watch on each file tells what is being closed as it
 //! happens, and [`Order::settle`] waits until all of that is released. It waits for files of one
 //! owner only: whoever makes a release slow has to wait for it alone.
+#![allow(unsafe_code)] // One ioctl that nix has no wrapper for.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use engine::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use parking_lot::{Condvar, Mutex};
+use rustc_hash::FxHashMap;
 
 /// How long a call waits for a release before it. The order is lost past that, nothing else.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -28,10 +29,10 @@ pub(super) struct Order {
 #[derive(Default)]
 struct State {
     /// By node.
-    open: HashMap<u64, Watched>,
+    open: FxHashMap<u64, Watched>,
     /// Nodes by what inotify calls them.
-    nodes: HashMap<WatchDescriptor, u64>,
-    owners: HashMap<u64, Owner>,
+    nodes: FxHashMap<WatchDescriptor, u64>,
+    owners: FxHashMap<u64, Owner>,
 }
 
 struct Watched {
@@ -126,9 +127,11 @@ impl State {
 }
 
 fn has_events(inotify: &Inotify) -> bool {
-    let mut look = [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int behind the pointer, which lives that long.
+    let asked = unsafe { libc::ioctl(inotify.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
     // In doubt the read tells.
-    poll(&mut look, PollTimeout::ZERO) != Ok(0)
+    asked != 0 || bytes != 0
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! the engine says that the file changed. The engine says so with its locks held, so one thread
 //! of ours does the rest.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -12,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use engine::Errno;
 use engine::file::{EngineFile, PollEvents, ReadBuffer, Wake};
 use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
 
 use super::order::Order;
 use crate::assist::{READ_NOTHING, WRITE_NOTHING};
@@ -23,7 +23,7 @@ const ROOT: u64 = 1;
 
 /// All files, by their node.
 pub(super) struct Files {
-    table: RwLock<HashMap<u64, Arc<Node>>>,
+    table: RwLock<FxHashMap<u64, Arc<Node>>>,
     next: AtomicU64,
     wakes: Sender<Weak<Node>>,
     /// Who may open the files: we, by user and group.

@@ -1,6 +1,5 @@
 //! Answers `softiommu run` when its program uses this daemon's node: see [`crate::assist`].
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -10,6 +9,7 @@ use engine::{Errno, Mapping, MmapRequest};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::caller::IoctlCaller;
@@ -28,7 +28,7 @@ pub(super) struct Assisted {
     /// What is mapped, and may still be.
     maps: Mutex<Vec<Mapped>>,
     /// Counts of fault sites for the next call of a thread, by its id.
-    counts: Mutex<HashMap<u32, File>>,
+    counts: Mutex<FxHashMap<u32, File>>,
 }
 
 /// A region of the iommufd that somebody mapped. Its pages are the memfd's.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use engine::{Context, Errno, Most, Quota};
 use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
 
 use super::assist::Assisted;
 
@@ -107,11 +108,11 @@ impl User {
 pub(super) struct Opens {
     limits: Limits,
     started: Instant,
-    by_handle: RwLock<HashMap<u64, Arc<Open>>>,
+    by_handle: RwLock<FxHashMap<u64, Arc<Open>>>,
     /// Threads that callers other than root hold.
     held: Arc<AtomicUsize>,
     /// The requests that held the reader, by their number.
-    stalled: Mutex<HashMap<u64, (Held, Option<Stuck>)>>,
+    stalled: Mutex<FxHashMap<u64, (Held, Option<Stuck>)>>,
     users: Mutex<HashMap<u32, Arc<User>>>,
 }
 
