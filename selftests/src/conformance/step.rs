@@ -234,3 +234,33 @@ pub enum Call {
     /// Calls in a child process.
     Child(Vec<Call>),
 }
+
+impl Call {
+    /// The number at `offset` of an ioctl's struct, as the call is played with it: a patch counts, whatever
+    /// the bytes below it were spoiled to. 0 where there is none.
+    pub fn number(&self, offset: usize, width: usize) -> u64 {
+        let Self::Ioctl { argument: Argument::Struct { bytes, patches, .. }, .. } = self else {
+            return 0;
+        };
+        let patch = patches.iter().find(|patch| usize::from(patch.offset) == offset);
+        let Some(patch) = patch.filter(|_| offset + width <= bytes.len()) else {
+            return super::reply::number(bytes, offset, width);
+        };
+        patch.value.literal & (u64::MAX >> (64 - 8 * width.clamp(1, 8)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_counts_and_not_what_lies_below_it() {
+        let patches = vec![Patch { offset: 4, width: 4, value: Value::from(2_u64) }];
+        let bytes = vec![8, 0, 0, 0, 2, 0, 0, 1];
+        let argument = Argument::Struct { bytes, patches, place: Place::Guarded };
+        let fd = Value::from(4_u64);
+        let call = Call::Ioctl { fd, request: 0, argument, pokes: Vec::new(), watch: Vec::new() };
+        assert_eq!((call.number(0, 4), call.number(4, 4), call.number(8, 4)), (8, 2, 0));
+    }
+}

@@ -34,15 +34,10 @@ pub(super) fn keep(call: &mut Call, state: &State) {
 /// Remembers the PASIDs that a call which succeeded attached or detached: what it was made from does
 /// not tell, as it may have been spoiled into another.
 pub(super) fn learn(call: &Call, state: &mut State) {
-    let (Some((Command::Test, Some(op))), Call::Ioctl { argument, .. }) =
-        (rules::command(call), call)
-    else {
-        return;
-    };
-    let Argument::Struct { bytes, .. } = argument else { return };
+    let Some((Command::Test, Some(op))) = rules::command(call) else { return };
     let pasid = offset_of!(iommu_test_cmd, body) + offset_of!(iommu_test_pasid_attach, pasid);
-    let device = number(bytes, offset_of!(iommu_test_cmd, id), 4);
-    let attachment = (state.context, device, number(bytes, pasid, 4) as u32);
+    let device = call.number(offset_of!(iommu_test_cmd, id), 4);
+    let attachment = (state.context, device, call.number(pasid, 4) as u32);
     match op {
         IOMMU_TEST_OP_PASID_ATTACH => state.pasids.push(attachment),
         IOMMU_TEST_OP_PASID_DETACH => state.pasids.retain(|attached| *attached != attachment),
@@ -85,10 +80,10 @@ fn without_pasids(call: &mut Call, state: &State) {
     if rules::command(call) != Some((Command::Destroy, None)) {
         return;
     }
+    let id = call.number(4, 4);
     let Call::Ioctl { argument: Argument::Struct { bytes, patches, .. }, .. } = call else {
         return;
     };
-    let id = number(bytes, 4, 4);
     // In whichever context: a call may be spoiled into another one's.
     if bytes.len() >= 8 && state.pasids.iter().any(|(_, device, _)| *device == id) {
         bytes[4..8].copy_from_slice(&NOBODY.to_le_bytes());

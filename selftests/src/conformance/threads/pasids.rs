@@ -12,9 +12,9 @@ use std::sync::{PoisonError, RwLock};
 use ioctl_abi::Command;
 use ioctl_abi::selftest::{IOMMU_TEST_OP_PASID_ATTACH, iommu_test_cmd, iommu_test_pasid_attach};
 
-use super::super::reply::{Reply, number};
+use super::super::reply::Reply;
 use super::super::rules;
-use super::super::step::{Argument, Call};
+use super::super::step::Call;
 
 /// A mock device's id and a PASID.
 type Attachment = (u32, u32);
@@ -60,26 +60,17 @@ impl Pasids {
     }
 }
 
-fn bytes(call: &Call) -> &[u8] {
-    match call {
-        Call::Ioctl { argument: Argument::Struct { bytes, .. }, .. } => bytes,
-        _ => &[],
-    }
-}
-
-/// What a call attaches. What a call's bytes say is what it is played with: the thread that made it
-/// also played what it goes back to.
+/// What a call attaches.
 fn attaches(call: &Call) -> Option<Attachment> {
     const PASID: usize = std::mem::offset_of!(iommu_test_cmd, body)
         + std::mem::offset_of!(iommu_test_pasid_attach, pasid);
     let attach = Some((Command::Test, Some(IOMMU_TEST_OP_PASID_ATTACH)));
     let id = std::mem::offset_of!(iommu_test_cmd, id);
     (rules::command(call) == attach)
-        .then(|| (number(bytes(call), id, 4) as u32, number(bytes(call), PASID, 4) as u32))
+        .then(|| (call.number(id, 4) as u32, call.number(PASID, 4) as u32))
 }
 
 /// The object that a call destroys.
 fn destroys(call: &Call) -> Option<u32> {
-    (rules::command(call) == Some((Command::Destroy, None)))
-        .then(|| number(bytes(call), 4, 4) as u32)
+    (rules::command(call) == Some((Command::Destroy, None))).then(|| call.number(4, 4) as u32)
 }
