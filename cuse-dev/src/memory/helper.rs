@@ -206,7 +206,9 @@ fn limited(tracee: &mut Tracee, scratch: u64) -> bool {
     let limit = sys::memlock_limit(tid).unwrap_or(0);
     let wanted = limit.saturating_mul(2).saturating_add(MORE);
     sys::raise_memlock(tid, wanted);
-    if let Err(error) = raise_own_limit(tracee, scratch, wanted) {
+    if sys::memlock_limit(tid).unwrap_or(0) < wanted
+        && let Err(error) = raise_own_limit(tracee, scratch, wanted)
+    {
         tracing::debug!(tid, %error, "a helper keeps the limit of its process");
     }
     limit != u64::MAX && sys::effective_capability(tid, sys::CAP_IPC_LOCK) != Ok(true)

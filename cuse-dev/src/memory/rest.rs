@@ -55,7 +55,8 @@ pub(super) fn only_user(waiting: u32, helper: Option<u32>) -> bool {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|&other| other != process && Some(other) != helper);
-    // Who may not be asked, or is gone, is none that shares it. Where nobody can be asked, anybody may.
+    // Who may not be asked is taken for another user's, who does not share it, and who is gone for nobody.
+    // Where nobody at all can be asked, anybody may.
     !others
         .any(|other: u32| matches!(sys::same_memory(other, waiting), Ok(true) | Err(Errno::ENOSYS)))
 }

@@ -154,7 +154,7 @@ mod tests {
             // The stack may grow between the two look-ups.
             let text = mappings.search(address).unwrap();
             assert_eq!((vma.end, vma.writable, vma.shared), (text.end, text.writable, text.shared));
-            assert_eq!((vma.executable, vma.executable), (text.executable, address == code));
+            assert_eq!((vma.executable, text.executable), (address == code, address == code));
             assert_eq!(vma.file, text.file);
         }
         assert_eq!(mappings.find(0), Err(Errno::EFAULT));
