@@ -99,7 +99,7 @@ pub(super) struct Answering {
     pub(super) header: Header,
     /// Where it was read, and is to be answered.
     pub(super) channel: Arc<Channel>,
-    /// The leader's thread id.
+    /// The thread's id.
     pub(super) by: i32,
     /// Whether it is a RELEASE.
     pub(super) release: bool,
@@ -108,11 +108,7 @@ pub(super) struct Answering {
 /// A request that a thread other than the leader answers.
 #[derive(Clone)]
 pub(super) struct Apart {
-    pub(super) header: Header,
-    /// Where it was read, and is to be answered.
-    pub(super) channel: Arc<Channel>,
-    /// The thread.
-    pub(super) by: i32,
+    pub(super) request: Answering,
     pub(super) since: Instant,
     /// It kept the reader.
     pub(super) stalled: bool,
@@ -337,8 +333,8 @@ impl<H: Handler> Shared<H> {
         let taken = self.step(turn);
         if taken {
             let since = Instant::now();
-            let Answering { header, channel, by, .. } = request.clone();
-            apart.insert(header.unique, Apart { header, channel, by, since, stalled });
+            let request = request.clone();
+            apart.insert(request.header.unique, Apart { request, since, stalled });
         }
         taken
     }

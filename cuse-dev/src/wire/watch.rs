@@ -21,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::handler::Handler;
-use super::server::{Answering, Shared};
+use super::server::{Answering, Apart, Shared};
 use crate::wire::Errno;
 
 /// How often the watch looks while there is work.
@@ -113,16 +113,16 @@ impl<H: Handler> Shared<H> {
             let apart = self.apart.lock();
             apart.values().filter(|apart| apart.since.elapsed() >= CARE).cloned().collect()
         };
-        for apart in held {
+        for Apart { request, .. } in held {
             // Under the lock, so that the thread is not at another request by now.
             let known = self.apart.lock();
-            if known.contains_key(&apart.header.unique)
-                && is_killed(apart.header.tid)
-                && self.handler.abandon(&apart.header, apart.by)
+            if known.contains_key(&request.header.unique)
+                && is_killed(request.header.tid)
+                && self.handler.abandon(&request.header, request.by)
             {
-                tracing::info!(tid = apart.header.tid, "a killed caller's request is given up");
+                tracing::info!(tid = request.header.tid, "a killed caller's request is given up");
                 // ENOENT: answered by itself after all.
-                let _ = apart.channel.send(apart.header.unique, -(Errno::EINTR as i32), &[]);
+                let _ = request.channel.send(request.header.unique, -(Errno::EINTR as i32), &[]);
             }
         }
     }
